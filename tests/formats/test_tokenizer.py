@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 
 from mezzotint.errors import MezzotintError, UsageError
-from mezzotint.formats.tokenizer import BOS, EOS, Tokenizer, read_tokenizer, train_bpe
+from mezzotint.formats.tokenizer import BOS, EOS, Tokenizer, read_tokenizer, train_bpe, write_tokenizer
 
 CORPUS = [
     "a red apple on a blue background",
@@ -47,9 +47,7 @@ def ours():
 
 
 def write(tokenizer, folder):
-    folder.mkdir(exist_ok=True)
-    for name, content in tokenizer.files().items():
-        (folder / name).write_bytes(content)
+    write_tokenizer(folder, tokenizer)
     return folder
 
 
@@ -195,7 +193,7 @@ def test_vocabulary_too_small():
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("vocab.json", '{"a": 0', "vocab.json: cannot be read as JSON"),
+        ("vocab.json", '{"a": 0', "vocab.json is not valid JSON"),
         ("vocab.json", "[1]", "no JSON object"),
         ("vocab.json", '{"a": 0}', "do not fit together"),
         ("merges.txt", "#version: 0.2\na b c\n", "merges.txt, line 2"),

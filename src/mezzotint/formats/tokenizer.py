@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from torch import Tensor
 
 from ..errors import MezzotintError, UsageError
+from .atomic import new_folder, read_json
 
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
@@ -211,26 +212,31 @@ class Tokenizer:
         }
 
 
-def read_tokenizer(folder: Path, *, max_length: int = 77) -> Tokenizer:
+def write_tokenizer(folder: Path | str, tokenizer: Tokenizer, *, replace: bool = False) -> None:
+    """Write a tokenizer folder, whole or not at all (see `atomic.new_folder` for what is raised)."""
+    with new_folder(folder, replace=replace) as part:
+        for name, content in tokenizer.files().items():
+            (part / name).write_bytes(content)
+
+
+def read_tokenizer(folder: Path | str, *, max_length: int = 77) -> Tokenizer:
     """Open a tokenizer folder: `vocab.json` with `merges.txt`, or the `tokenizer.json` of newer transformers.
 
     `max_length`, what the text encoder has positions for, bounds the length that the folder names.
     Raises MezzotintError naming the file that is missing or not understood.
     """
-    config = (
-        _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    )
+    folder = Path(folder)
+    settings = folder / "tokenizer_config.json"
+    config = read_json(settings) if settings.exists() else {}
     kind = config.get("tokenizer_class", "CLIPTokenizer")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
-        raise MezzotintError(
-            f"{folder / 'tokenizer_config.json'}: tokenizer_class {kind} is not CLIPTokenizer"
-        )
+        raise MezzotintError(f"{settings}: tokenizer_class {kind} is not CLIPTokenizer")
     if (folder / "vocab.json").exists():
-        vocab = _read_json(folder / "vocab.json")
+        vocab = read_json(folder / "vocab.json")
         merges = _read_merges(folder / "merges.txt")
         listed: list[dict[str, Any]] = []
     elif (folder / "tokenizer.json").exists():
-        whole = _read_json(folder / "tokenizer.json")
+        whole = read_json(folder / "tokenizer.json")
         model = whole.get("model", {})
         if model.get("type") != "BPE" or model.get("end_of_word_suffix") != END_OF_WORD:
             raise MezzotintError(
@@ -282,7 +288,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     roles: dict[str, Any] = {role: config[role] for role in ROLES if config.get(role) is not None}
     path = folder / "special_tokens_map.json"
     if not added and path.exists():
-        roles |= {role: token for role, token in _read_json(path).items() if role in ROLES}
+        roles |= {role: token for role, token in read_json(path).items() if role in ROLES}
     return {
         role: token["content"] if isinstance(token, dict) else token for role, token in roles.items()
     }, added
@@ -295,23 +301,11 @@ def _added_token(token: Mapping[str, Any]) -> AddedToken:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MezzotintError(
-            f"{path}: cannot be read as JSON ({error}); fetch the checkpoint again"
-        ) from error
-    if not isinstance(content, dict):
-        raise MezzotintError(f"{path}: holds no JSON object; fetch the checkpoint again")
-    return content
-
-
 def _read_merges(path: Path) -> Merges:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise MezzotintError(f"{path}: cannot be read ({error}); fetch the checkpoint again") from error
+        raise MezzotintError(f"{path}: cannot be read ({error}); fetch or copy it again") from error
     merges: Merges = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#version"):
