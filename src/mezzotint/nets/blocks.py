@@ -1,0 +1,227 @@
+"""The parts that the U-Net and the autoencoder are made of.
+
+Residual blocks x + F(x) with group normalisation, the time added between the convolutions (Ho et al. 2020,
+arXiv 2006.11239); transformer blocks of self-attention, cross-attention to the text and a gated feed-forward
+layer (Rombach et al. 2022, arXiv 2112.10752); sinusoidal time features (Vaswani et al. 2017). Attribute names
+are those of diffusers. Maps are best in channels_last memory: map -> tokens and back are then views.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(t: Tensor, dim: int, *, flip: bool = True, shift: float = 0.0) -> Tensor:
+    """Features of a number: cos and sin of t * 10000^(-k / (dim/2 - shift)); [B] -> [B, dim], float32.
+
+    `flip` puts the cosines first. An odd `dim` ends in a zero.
+    """
+    half = dim // 2
+    k = torch.arange(half, device=t.device, dtype=torch.float32)
+    angle = t.float()[:, None] * torch.exp(-math.log(10_000) * k / (half - shift))  # [B, half]
+    waves = [angle.cos(), angle.sin()] if flip else [angle.sin(), angle.cos()]
+    return F.pad(torch.cat(waves, dim=1), (0, dim % 2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v in `heads` heads: [B, N, C], [B, M, C], [B, M, C] -> [B, N, C].
+
+    `mask` (True: look there) is anything that broadcasts to [B, heads, N, M].
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N or M, d]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, HW, C]; of a channels_last map, a view."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, height: int, width: int) -> Tensor:
+    """[B, HW, C] -> [B, C, H, W], a channels_last view."""
+    return x.transpose(1, 2).unflatten(2, (height, width))
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers: sinusoidal features [B, dim_in] -> the vector [B, dim] that every block is told."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+class ResnetBlock(nn.Module):
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + W silu(time)))), over `scale`."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        groups: int,
+        eps: float,
+        time_dim: int | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, c_out) if time_dim else None
+        self.norm2 = nn.GroupNorm(groups, c_out, eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.scale = scale
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """[B, c_in, H, W] -> [B, c_out, H, W]; `time` [B, time_dim] has been through its SiLU already."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return x + h if self.scale == 1 else (x + h) / self.scale
+
+
+class Downsample(nn.Module):
+    """Half the height and width by a convolution of stride 2.
+
+    `padding` 0 is what it is in the checkpoints: a row and a column of zeros, at the bottom and the right.
+    """
+
+    def __init__(self, channels: int, *, padding: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours, then a convolution: no checkerboard (Odena et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """To twice the size, or to `size` (height, width) where the way down met an odd number."""
+        height, width = size or (2 * x.shape[2], 2 * x.shape[3])
+        return self.conv(F.interpolate(x, (height, width), mode="nearest"))
+
+
+class Attention(nn.Module):
+    """Tokens look at each other, or at a context: keys and values come from there."""
+
+    def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, upcast: bool = False) -> None:
+        super().__init__()
+        context_dim = context_dim or dim
+        self.heads, self.upcast = heads, upcast
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a context [B, M, context_dim], what queries meet: two [B, M, dim]; constant while it is."""
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]; `mask` as in `attend`."""
+        q = self.to_q(x)
+        k, v = self.keys_values(x if context is None else context)
+        if self.upcast:  # q k^T of some models overflows float16
+            return self.to_out[0](attend(q.float(), k.float(), v.float(), self.heads, mask).to(q.dtype))
+        return self.to_out[0](attend(q, k, v, self.heads, mask))
+
+
+class GEGLU(nn.Module):
+    """a * gelu(b), (a, b) = W x (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Each token by itself, four times as wide in between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # the middle entry is where the checkpoints' numbering has its dropout
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each normalised before and added after."""
+
+    def __init__(self, dim: int, heads: int, *, context_dim: int, upcast: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, upcast=upcast)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, context_dim=context_dim, upcast=upcast)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks on the pixels of a map taken as tokens, added to the map."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        depth: int,
+        context_dim: int,
+        groups: int,
+        linear: bool,
+        upcast: bool,
+    ) -> None:
+        super().__init__()
+
+        def projection() -> nn.Module:
+            return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = projection()
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, heads, context_dim=context_dim, upcast=upcast) for _ in range(depth)
+        )
+        self.proj_out = projection()
+        self.linear = linear
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, H, W], [B, L, context_dim], mask [B, 1, 1, L] -> [B, C, H, W]."""
+        height, width = x.shape[2:]
+        h = self.norm(x)
+        h = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))  # [B, HW, C]
+        for block in self.transformer_blocks:
+            h = block(h, context, mask)
+        h = (
+            to_map(self.proj_out(h), height, width)
+            if self.linear
+            else self.proj_out(to_map(h, height, width))
+        )
+        return x + h

@@ -1,0 +1,341 @@
+"""The U-Net of latent diffusion: F(z, t, text), the same shape out as in.
+
+A map goes down through resolutions, each with residual blocks and, at some, transformers that look at the
+text; the way up meets the maps of the way down again (Ronneberger et al. 2015; Rombach et al. 2022, arXiv
+2112.10752; SDXL: Podell et al. 2023, arXiv 2307.01952). Attribute names and configuration keys are those of
+diffusers' UNet2DConditionModel: its state dict loads with strict=True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..diffusion.types import Cond
+from ..errors import UsageError, unknown
+from .blocks import Downsample, ResnetBlock, SpatialTransformer, TimeEmbedding, Upsample, sinusoid
+from .config import Fixed, check_divisible, parse, per_level, serialise
+
+CLASS_NAME = "UNet2DConditionModel"
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # does the block look at the text?
+UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+# What the format can say and we compute at these values alone; the first is the one written.
+FIXED: Fixed = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type_num_heads": (64,),  # of another addition_embed_type; always written
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "dropout": (0.0,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),  # diffusers refuses it too: attention_head_dim holds the number of heads
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The keys of a diffusers `unet/config.json` that shape the net. A tuple has an entry per resolution.
+
+    `attention_head_dim` is the *number of heads*: the name is the format's, and so is the mistake.
+    `sample_size` (latent height and width) is a hint for pipelines, the net takes any size. Raises
+    `UsageError` for unknown block types, lengths that disagree, channels that heads or groups do not divide.
+    """
+
+    sample_size: int | tuple[int, ...] | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    use_linear_projection: bool = False
+    upcast_attention: bool | None = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1.0
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        levels = self.levels()
+        for name in self.down_block_types:
+            if name not in DOWN:
+                raise unknown("block in U-Net config 'down_block_types'", name, DOWN)
+        for name in self.up_block_types:
+            if name not in UP:
+                raise unknown("block in U-Net config 'up_block_types'", name, UP)
+        if not len(levels) == len(self.down_block_types) == len(self.up_block_types):
+            raise UsageError(
+                f"U-Net config: {len(self.down_block_types)} down_block_types, {len(self.up_block_types)} "
+                f"up_block_types and {len(levels)} block_out_channels; there must be as many of each"
+            )
+        for level in levels:
+            check_divisible(
+                "U-Net config: block_out_channels", level.channels, "attention_head_dim", level.heads
+            )
+            check_divisible(
+                "U-Net config: block_out_channels", level.channels, "norm_num_groups", self.norm_num_groups
+            )
+        if self.addition_embed_type not in (None, "text_time"):
+            raise unknown("U-Net config 'addition_embed_type'", str(self.addition_embed_type), ["text_time"])
+        if self.addition_embed_type and not (
+            self.projection_class_embeddings_input_dim and self.addition_time_embed_dim
+        ):
+            raise UsageError(
+                "U-Net config: addition_embed_type 'text_time' needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim"
+            )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> UNetConfig:
+        """From a diffusers `unet/config.json`; raises `UsageError` for what we do not compute."""
+        name = raw.get("_class_name", CLASS_NAME)
+        if name != CLASS_NAME:
+            raise unknown("U-Net class", str(name), [CLASS_NAME])
+        return parse(cls, raw, what="U-Net config", fixed=FIXED)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a diffusers `unet/config.json`."""
+        return {"_class_name": CLASS_NAME} | serialise(self, fixed=FIXED)
+
+    def levels(self) -> tuple[Level, ...]:
+        """The resolutions from the finest to the coarsest, with what each of them holds."""
+        n = len(self.block_out_channels)
+        if n == 0:
+            raise UsageError("U-Net config: block_out_channels is empty")
+        columns = (
+            per_level(getattr(self, key), n, what=f"U-Net config: {key}")
+            for key in (
+                "block_out_channels",
+                "layers_per_block",
+                "transformer_layers_per_block",
+                "attention_head_dim",
+                "cross_attention_dim",
+            )
+        )
+        return tuple(Level(*row) for row in zip(*columns, strict=True))
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a U-Net."""
+
+    channels: int
+    layers: int  # residual blocks on the way down; one more on the way up
+    depth: int  # transformer blocks after a residual block
+    heads: int
+    context_dim: int
+
+
+def text_time(pooled: Tensor, ids: Tensor, dim: int) -> Tensor:
+    """What SDXL takes as `Cond.pooled`: text embedding [B, P], ids [B, n] (sizes, crops) -> [B, P + n * dim].
+
+    `dim` is the config's `addition_time_embed_dim`; `ids` are numbers of pixels, embedded as time steps are.
+    """
+    waves = sinusoid(ids.flatten(), dim).unflatten(0, ids.shape).flatten(1)  # [B, n * dim]
+    return torch.cat([pooled, waves.to(pooled.dtype)], dim=1)
+
+
+class DownBlock(nn.Module):
+    """The residual blocks of one resolution (and their transformers), then half the size."""
+
+    def __init__(self, config: UNetConfig, level: Level, c_in: int, *, text: bool, downsample: bool) -> None:
+        super().__init__()
+        c = level.channels
+        self.resnets = nn.ModuleList(_resnet(config, c_in if i == 0 else c, c) for i in range(level.layers))
+        self.attentions = nn.ModuleList(
+            _transformer(config, level) for _ in range(level.layers if text else 0)
+        )
+        self.downsamplers = nn.ModuleList(
+            [Downsample(c, padding=config.downsample_padding)] if downsample else []
+        )
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+        """Every map on the way, for the way up; the last one goes on down."""
+        maps = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, text, mask)
+            maps.append(x)
+        for downsample in self.downsamplers:
+            maps.append(downsample(x))
+        return maps
+
+
+class MidBlock(nn.Module):
+    """The coarsest resolution: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig, level: Level) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            _resnet(config, level.channels, level.channels, scale=config.mid_block_scale_factor)
+            for _ in range(2)
+        )
+        self.attentions = nn.ModuleList([_transformer(config, level)])
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.resnets[0](x, time)
+        return self.resnets[1](self.attentions[0](x, text, mask), time)
+
+
+class UpBlock(nn.Module):
+    """The residual blocks of one resolution, each given a map of the way down too, then twice the size."""
+
+    def __init__(
+        self, config: UNetConfig, level: Level, c_in: int, skips: list[int], *, text: bool, upsample: bool
+    ) -> None:
+        super().__init__()
+        c, n = level.channels, level.layers + 1
+        self.resnets = nn.ModuleList(
+            _resnet(config, (c_in if i == 0 else c) + skips.pop(), c) for i in range(n)
+        )
+        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n if text else 0))
+        self.upsamplers = nn.ModuleList([Upsample(c)] if upsample else [])
+
+    def forward(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            if self.attentions:
+                x = self.attentions[i](x, text, mask)
+        for upsample in self.upsamplers:
+            height, width = skips[-1].shape[2:]
+            x = upsample(x, (height, width))
+        return x
+
+
+class UNet(nn.Module):
+    """F(z, t, cond) of a denoiser; see `diffusion.types.Net`. Fastest in channels_last memory."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = config.levels()
+        first, last = levels[0], levels[-1]
+        time_dim = 4 * first.channels
+
+        self.conv_in = nn.Conv2d(config.in_channels, first.channels, 3, padding=1)
+        self.time_embedding = TimeEmbedding(first.channels, time_dim)
+        self.add_embedding = (
+            TimeEmbedding(config.projection_class_embeddings_input_dim, time_dim)
+            if config.projection_class_embeddings_input_dim and config.addition_embed_type
+            else None
+        )
+
+        self.down_blocks = nn.ModuleList()
+        skips, c = [first.channels], first.channels  # channels of the maps that the way up will meet
+        for level, name in zip(levels, config.down_block_types, strict=True):
+            downsample = level is not last
+            self.down_blocks.append(DownBlock(config, level, c, text=DOWN[name], downsample=downsample))
+            skips += [level.channels] * (level.layers + downsample)
+            c = level.channels
+        self.mid_block = MidBlock(config, last)
+        self.up_blocks = nn.ModuleList()
+        for level, name in zip(reversed(levels), config.up_block_types, strict=True):
+            self.up_blocks.append(
+                UpBlock(config, level, c, skips, text=UP[name], upsample=level is not first)
+            )
+            c = level.channels
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first.channels, config.norm_eps)
+        self.conv_out = nn.Conv2d(first.channels, config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
+        """z [B, C, H, W], t [B] (or one number for all), cond.text [B, L, D] -> [B, C_out, H, W].
+
+        `cond.mask` [B, L] hides text states, `cond.concat` [B, C', H, W] joins z, `cond.pooled` is what
+        `text_time` makes. Raises `UsageError` for a field that is missing or of no use to this net.
+        """
+        self._check(z, cond)
+        if cond.concat is not None:
+            z = torch.cat([z, cond.concat], dim=1)
+        mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
+        time = self._time(t.expand(len(z)), cond.pooled, z.dtype)  # [B, time_dim]
+
+        x = self.conv_in(z)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], time, cond.text, mask)
+        x = self.mid_block(skips[-1], time, cond.text, mask)
+        for block in self.up_blocks:
+            x = block(x, skips, time, cond.text, mask)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _time(self, t: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What every residual block is told, through the SiLU that they all begin with."""
+        config = self.config
+        waves = sinusoid(
+            t, config.block_out_channels[0], flip=config.flip_sin_to_cos, shift=config.freq_shift
+        )
+        time = self.time_embedding(waves.to(dtype))
+        if self.add_embedding is not None:
+            time = time + self.add_embedding(pooled)
+        return F.silu(time)
+
+    def _check(self, z: Tensor, cond: Cond) -> None:
+        joined = 0 if cond.concat is None else cond.concat.shape[1]
+        if z.shape[1] + joined != self.config.in_channels:
+            raise UsageError(
+                f"this U-Net takes {self.config.in_channels} channels and was given {z.shape[1]} + {joined} "
+                "(latents + cond.concat); inpainting models need mask and masked picture, plain ones neither"
+            )
+        if cond.text is None:
+            raise UsageError("this U-Net looks at a text and was given none; set cond.text")
+        if (cond.pooled is None) != (self.add_embedding is None):
+            verb = "takes no" if self.add_embedding is None else "needs a"
+            raise UsageError(f"this U-Net {verb} pooled vector; see cond.pooled and text_time")
+        if cond.label is not None:
+            raise UsageError("this U-Net knows no class labels; leave cond.label empty")
+
+
+def _resnet(config: UNetConfig, c_in: int, c_out: int, *, scale: float = 1.0) -> ResnetBlock:
+    time_dim = 4 * config.block_out_channels[0]
+    return ResnetBlock(
+        c_in, c_out, groups=config.norm_num_groups, eps=config.norm_eps, time_dim=time_dim, scale=scale
+    )
+
+
+def _transformer(config: UNetConfig, level: Level) -> SpatialTransformer:
+    return SpatialTransformer(
+        level.channels,
+        level.heads,
+        depth=level.depth,
+        context_dim=level.context_dim,
+        groups=config.norm_num_groups,
+        linear=config.use_linear_projection,
+        upcast=bool(config.upcast_attention),
+    )
