@@ -149,7 +149,8 @@ def test_every_misfit_is_reported():
         load(target, given, where="unet/x.safetensors")
     assert str(caught.value) == (
         "unet/x.safetensors: the weights do not fit the net that config.json describes: "
-        "1 missing (2.weight); 1 unknown (2.wieght, nearest 2.weight); 1 of another shape (0.bias [9] instead of [8]); "
+        "1 missing (2.weight); 1 unknown (2.wieght, nearest 2.weight); "
+        "1 of another shape (0.bias [9] instead of [8]); "
         "1 of a type that is not supported (1.weight torch.int8)"
     )
     same(target.state_dict(), before)
