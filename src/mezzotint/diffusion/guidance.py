@@ -1,0 +1,112 @@
+"""Guidance: functions from denoisers to a denoiser, which compose because none knows another.
+
+To guide is to walk past a strong estimate, away from a weak one: D = weak + scale (strong - weak), scale 1 = off.
+Classifier-free guidance (Ho & Salimans 2022): the weak one knows no prompt. Autoguidance (Karras et al. 2024): it
+is a worse model's. An interval (Kynkaanniemi et al. 2024) guides at those noise levels alone where it helps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .denoiser import per_row
+from .prediction import v_prediction
+from .types import Cond, Denoise
+
+
+def cfg(denoise: Denoise, scale: float, null: Cond, *, rescale: float = 0.0) -> Denoise:
+    """Classifier-free guidance, away from `null`.
+
+    The fields of `null` have 1 row or B; where one is None (a mask to paint in, say), both estimates share
+    cond's. They come from one call with 2B rows, each image's two side by side. scale 1 is `denoise` itself, at
+    half the cost. `rescale` in [0, 1]: see `extrapolate`. Raises ValueError if null has a field that cond lacks.
+    """
+    if scale == 1:
+        return denoise
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        twice = denoise(x.repeat_interleave(2, 0), sigma.repeat_interleave(2, 0), _beside(null, cond, len(x)))
+        weak, strong = twice.unflatten(0, (-1, 2)).unbind(1)
+        return extrapolate(weak, strong, scale, x, sigma, rescale)
+
+    return guided
+
+
+def autoguidance(denoise: Denoise, bad: Denoise, scale: float, *, rescale: float = 0.0) -> Denoise:
+    """Away from a model that errs like this one, but more: a smaller one, or an earlier one."""
+    if scale == 1:
+        return denoise
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        return extrapolate(bad(x, sigma, cond), denoise(x, sigma, cond), scale, x, sigma, rescale)
+
+    return guided
+
+
+def interval(guided: Denoise, plain: Denoise, sigma_lo: float, sigma_hi: float) -> Denoise:
+    """`guided` where sigma_lo < sigma <= sigma_hi, elsewhere `plain`, which costs one evaluation less.
+
+    Rows that stand at different noise levels choose each for themselves.
+    """
+
+    def chosen(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        inside = (sigma > sigma_lo) & (sigma <= sigma_hi)
+        if inside.all():
+            return guided(x, sigma, cond)
+        if not inside.any():
+            return plain(x, sigma, cond)
+        return torch.where(per_row(inside, x).bool(), guided(x, sigma, cond), plain(x, sigma, cond))
+
+    return chosen
+
+
+def per_image(denoise: Denoise) -> Denoise:
+    """Evaluates a batch image by image, so that image i of a batch is, to the last bit, the image alone.
+
+    A row's result from a batched kernel depends on the size of the batch (another kernel is picked, sums
+    are split otherwise); fixed shapes make it a function of the row. Each row is copied, since kernels look
+    at alignment too. Put it outermost: `per_image(cfg(...))`.
+    """
+
+    def each(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        def alone(i: int) -> Tensor:
+            def row(field: Tensor) -> Tensor:
+                return field[i : i + 1].clone()
+
+            return denoise(row(x), row(sigma), cond.map(row))
+
+        return torch.cat([alone(i) for i in range(len(x))])
+
+    return each
+
+
+def extrapolate(
+    weak: Tensor, strong: Tensor, scale: float, x: Tensor, sigma: Tensor, rescale: float = 0.0
+) -> Tensor:
+    """weak + scale (strong - weak) [B, *S], its contrast drawn back to that of strong by the share `rescale`.
+
+    Large scales overexpose; Lin et al. 2023, eqs. 15 and 16, give the guided v the standard deviation that
+    v had before. v is linear in the estimate, so this holds here whatever the model predicts.
+    """
+    guided = weak.lerp(strong, scale)
+    if rescale == 0:
+        return guided
+    c_skip, c_out = v_prediction(per_row(sigma, x))
+    v, v_strong = (guided - c_skip * x) / c_out, (strong - c_skip * x) / c_out
+    contrast = v_strong.flatten(1).std(1) / v.flatten(1).std(1)  # [B]
+    return c_skip * x + c_out * v * per_row(1 + rescale * (contrast - 1), x)
+
+
+def _beside(null: Cond, cond: Cond, rows: int) -> Cond:
+    """[2B, ...] in every field: null's row and cond's in turn."""
+    return Cond(*(_pair(n, c, rows) for n, c in zip(null, cond, strict=True)))
+
+
+def _pair(null: Tensor | None, given: Tensor | None, rows: int) -> Tensor | None:
+    if given is None:
+        if null is not None:
+            raise ValueError("guidance: null has a condition that the prompt lacks; give both or neither")
+        return None
+    pair = [field.expand(rows, *field.shape[1:]) for field in (given if null is None else null, given)]
+    return torch.stack(pair, 1).flatten(0, 1)
