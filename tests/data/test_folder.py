@@ -28,6 +28,7 @@ def test_records_keep_order_captions_and_what_else_is_said(tmp_path: Path) -> No
     ]
     first, second = read_folder(folder(tmp_path, *lines, pictures=("a.png", "sub/b.png")))
     assert first == Record(tmp_path / "sub/b.png", ("a cat", "a pet"))
+    assert first.text == "a cat"
     assert first.extra == {"skin_tone": True, "n": 3}
     assert second.captions == ("one\u2028line",)
     picture = first.open()

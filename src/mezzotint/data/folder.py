@@ -29,6 +29,11 @@ class Record:
     captions: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def text(self) -> str:
+        """The first caption."""
+        return self.captions[0]
+
     def open(self) -> Image.Image:
         """The decoded picture, in the mode that it is stored in; MezzotintError naming a damaged file."""
         try:
