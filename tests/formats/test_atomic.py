@@ -178,6 +178,17 @@ def test_closed_folder(tmp_path):
     assert run.stdout.startswith(f"MezzotintError cannot write {path}: the folder {path.parent} may not be")
 
 
+def test_error_inside_a_folder_names_the_place_that_was_meant(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MezzotintError) as caught, new_folder(tmp_path / "f") as part:
+        write_file(part / "a", "x")
+    said = f"cannot write {tmp_path / 'f' / 'a'}: the disk is full; free some space or choose another folder"
+    assert str(caught.value) == said
+
+
 def test_parent_is_a_file(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(MezzotintError, match="a is not a folder"):

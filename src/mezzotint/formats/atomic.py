@@ -74,6 +74,9 @@ def new_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
             else:
                 os.rename(part, path)  # fails if someone else put a file or a filled folder there meanwhile
             _sync(path.parent)
+    except MezzotintError as error:  # of a file inside, which it names by where it would have stood
+        shutil.rmtree(part, ignore_errors=True)
+        raise type(error)(str(error).replace(str(part), str(path))) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
