@@ -19,10 +19,13 @@ from .process import Flow, Process, VariancePreserving
 Grid = Callable[..., Tensor]  # (process, n, *, final=0.0, **knobs) -> sigmas [n + 1]
 
 
-def leading(process: Process, n: int, *, steps_offset: int = 0, final: float = 0.0) -> Tensor:
-    """Every (T // n)-th timestep counted from 0, plus `steps_offset`: Stable Diffusion 1's."""
-    total = _timesteps(process, n)
-    spread = torch.arange(n) * (total // n)
+def leading(process: Process, n: int, *, steps_offset: int = 0, spare: int = 0, final: float = 0.0) -> Tensor:
+    """Every (T // n)-th timestep counted from 0, plus `steps_offset`: Stable Diffusion 1's.
+
+    With `spare`, laid out for as many more steps, whose timesteps, the lowest, are left to the last step.
+    """
+    total = _timesteps(process, n + spare)
+    spread = torch.arange(spare, n + spare) * (total // (n + spare))
     t = spread + min(steps_offset, total - 1 - int(spread[-1]))  # stays in the table when n == T
     return _close(process.sigma(t.flip(0)), final)
 
@@ -30,15 +33,27 @@ def leading(process: Process, n: int, *, steps_offset: int = 0, final: float = 0
 def trailing(process: Process, n: int, *, final: float = 0.0) -> Tensor:
     """n even strides down from the last timestep: right for few steps and for zero terminal SNR."""
     total = _timesteps(process, n)
-    t = (total - torch.arange(n, dtype=torch.float64) * total / n).round() - 1
+    stride = total - (total - total / n)  # T / n, rounded as in diffusers, where that decides ties
+    t = (total - torch.arange(n, dtype=torch.float64) * stride).round() - 1
     return _close(process.sigma(t), final)
 
 
-def linspace(process: Process, n: int, *, final: float = 0.0) -> Tensor:
-    """n whole timesteps evenly from the last to the first, both visited."""
+def linspace(process: Process, n: int, *, spare: int = 0, whole: bool = True, final: float = 0.0) -> Tensor:
+    """n timesteps evenly from the last to the first, both visited; rounded if `whole`. `spare` as in `leading`."""
+    total = _timesteps(process, n + spare)
+    t = torch.linspace(total - 1, 0, n + spare, dtype=torch.float64)[:n]
+    return _close(process.sigma(t.round() if whole else t), final)
+
+
+def distilled(process: Process, n: int, *, stops: int = 50, final: float = 0.0) -> Tensor:
+    """n of the `stops` timesteps that a consistency model was distilled at (Luo et al. 2023, section 4.3)."""
     total = _timesteps(process, n)
-    t = torch.linspace(0, total - 1, n, dtype=torch.float64).round() if n > 1 else torch.tensor([total - 1.0])
-    return _close(process.sigma(t.flip(0)), final)
+    if n > stops:
+        raise UsageError(
+            f"sigma grid: {n} steps asked of a model distilled for at most {stops}; ask for fewer"
+        )
+    t = (total // stops) * (stops - torch.arange(n) * stops // n) - 1
+    return _close(process.sigma(t), final)
 
 
 def karras(
@@ -96,6 +111,7 @@ GRIDS: dict[str, Grid] = {
     "leading": leading,
     "trailing": trailing,
     "linspace": linspace,
+    "distilled": distilled,
     "karras": karras,
     "exponential": exponential,
     "beta": beta,
@@ -170,7 +186,7 @@ def _timesteps(process: Process, n: int) -> int:
 
 def _close(levels: Tensor, final: float) -> Tensor:
     """levels [n] and the final one, which is 0 if the last level stands at `final`: a step leads down."""
-    sigmas = torch.cat([levels, levels.new_tensor([final if final < levels[-1] else 0.0])])
+    sigmas = torch.cat([levels, levels.new_tensor([final if final < levels[-1] * (1 - 1e-9) else 0.0])])
     if (sigmas.diff() >= 0).any():
         raise UsageError(
             f"sigma grid: {len(levels)} steps do not fit between {sigmas[0]:g} and {sigmas[-2]:g}"

@@ -58,8 +58,11 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """The same schedule, shifted and stretched so that its last step holds no signal (Lin et al. 2023, alg. 1).
 
     sqrt(alphas_cumprod) is mapped linearly: its first value stays, its last becomes 0. Sigma would be infinite
-    there, so the last value is set to `LEAST_SIGNAL`, the smallest half-precision number, as diffusers does.
+    there, so the last value is set to `LEAST_SIGNAL`, the smallest half-precision number, as diffusers does;
+    to less where the step before it has come as low, for sigma must rise.
     """
     signal = alphas_cumprod.sqrt()
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return (signal**2).clamp(min=LEAST_SIGNAL)
+    rescaled = signal**2
+    rescaled[-1] = rescaled[-2].div(2).clamp(max=LEAST_SIGNAL)
+    return rescaled

@@ -1,0 +1,187 @@
+"""Guidance: the textbook combinations, their price in evaluations, and rows that never touch each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+import oracle
+from mezzotint.diffusion.guidance import autoguidance, cfg, interval, per_image
+from mezzotint.diffusion.prediction import PREDICTIONS
+from mezzotint.diffusion.types import Cond
+
+
+class Recorder:
+    """A denoiser that depends on everything it is given, row by row, and counts calls and rows."""
+
+    def __init__(self, gain: float = 0.5) -> None:
+        self.gain, self.rows = gain, []
+
+    def __call__(self, x, sigma, cond):
+        self.rows.append(len(x))
+        shift = sum(field.flatten(1).mean(1) for field in cond if field is not None)
+        return self.gain * x / (1 + sigma[:, None, None, None]) + shift[:, None, None, None] * torch.cos(x)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def x():
+    return draw(3, 2, 4, 4)
+
+
+@pytest.fixture
+def sigma():
+    return torch.tensor([0.5, 2.0, 9.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def cond():
+    return Cond(text=draw(3, 5, 6, seed=1), concat=draw(3, 1, 4, 4, seed=2))
+
+
+NULL = Cond(text=draw(1, 5, 6, seed=3))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7, 3.0, 7.5])
+def test_cfg_is_its_equation_at_the_price_of_one_call(x, sigma, cond, scale):
+    model = Recorder()
+    got = cfg(model, scale, NULL)(x, sigma, cond)
+    assert model.rows == [6]
+    null = Cond(text=NULL.text.expand(3, -1, -1), concat=cond.concat)  # what null does not say stays
+    weak, strong = model(x, sigma, null), model(x, sigma, cond)
+    torch.testing.assert_close(got, weak + scale * (strong - weak))
+
+
+def test_cfg_of_a_null_for_each_row(x, sigma, cond):
+    nulls = Cond(text=draw(3, 5, 6, seed=4))
+    got = cfg(Recorder(), 4.0, nulls)(x, sigma, cond)
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = cfg(Recorder(), 4.0, Cond(text=nulls.text[row]))(
+            x[row], sigma[row], cond.map(lambda f, row=row: f[row])
+        )
+        torch.testing.assert_close(got[row], alone)
+
+
+def test_scale_one_is_off_and_free(x, sigma, cond):
+    model = Recorder()
+    assert cfg(model, 1.0, NULL) is model
+    assert autoguidance(model, Recorder(0.1), 1.0) is model
+
+
+def test_a_null_without_its_prompt_is_refused(x, sigma, cond):
+    with pytest.raises(ValueError, match="lacks"):
+        cfg(Recorder(), 2.0, Cond(label=torch.zeros(1)))(x, sigma, cond)
+
+
+def test_guiding_gaussians_gives_the_gaussian_of_the_products():
+    """For p(x|c) = N(m, 1) and p(x) = N(0, 1), guided scores are those of N(scale m, 1): known in closed form."""
+    m = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
+
+    def model(x, sigma, cond):
+        given = oracle.Gaussian(m, eye).denoise(x, sigma)
+        free = oracle.Gaussian(0 * m, eye).denoise(x, sigma)
+        return torch.where(cond.label[:, None] == 1, given, free)
+
+    x, sigma = draw(5, 2), draw(5, seed=1).exp()
+    got = cfg(model, 3.0, Cond(label=torch.zeros(1)))(x, sigma, Cond(label=torch.ones(5)))
+    torch.testing.assert_close(got, oracle.Gaussian(3 * m, eye).denoise(x, sigma))
+
+
+def test_autoguidance_walks_away_from_the_bad_model(x, sigma, cond):
+    good, bad = Recorder(0.5), Recorder(0.3)
+    got = autoguidance(good, bad, 2.5)(x, sigma, cond)
+    weak, strong = bad(x, sigma, cond), good(x, sigma, cond)
+    torch.testing.assert_close(got, weak + 2.5 * (strong - weak))
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("how", ["cfg", "autoguidance"])
+def test_rescaling_v_is_that_of_diffusers(x, sigma, cond, how, phi):
+    model, bad = Recorder(), Recorder(0.1)
+    column = sigma.reshape(3, 1, 1, 1)
+    c_skip, c_out = PREDICTIONS["v_prediction"](column)
+    weak = Cond(text=NULL.text.expand(3, -1, -1), concat=cond.concat)
+    weak = model(x, sigma, weak) if how == "cfg" else bad(x, sigma, cond)
+    v_weak, v = ((d - c_skip * x) / c_out for d in (weak, model(x, sigma, cond)))
+    expected = c_skip * x + c_out * rescale_noise_cfg(v_weak + 6 * (v - v_weak), v, phi)
+    guided = (
+        cfg(model, 6.0, NULL, rescale=phi) if how == "cfg" else autoguidance(model, bad, 6.0, rescale=phi)
+    )
+    torch.testing.assert_close(guided(x, sigma, cond), expected)
+
+
+def test_an_interval_guides_inside_and_saves_outside(x, cond):
+    model = Recorder()
+    guided = interval(cfg(model, 5.0, NULL), model, 1.0, 4.0)
+    for level, rows in ((0.5, 3), (1.0, 3), (1.1, 6), (4.0, 6), (4.1, 3)):
+        sigma = torch.full((3,), level, dtype=torch.float64)
+        model.rows.clear()
+        got = guided(x, sigma, cond)
+        assert model.rows == [rows]
+        expected = model if rows == 3 else cfg(model, 5.0, NULL)
+        assert torch.equal(got, expected(x, sigma, cond))
+
+
+def test_rows_at_different_levels_choose_for_themselves(x, sigma, cond):
+    model = Recorder()
+    got = interval(cfg(model, 5.0, NULL), model, 1.0, 4.0)(x, sigma, cond)
+    inside = cfg(model, 5.0, NULL)(x, sigma, cond)
+    outside = model(x, sigma, cond)
+    torch.testing.assert_close(got, torch.stack([outside[0], inside[1], outside[2]]))
+
+
+def test_they_compose(x, sigma, cond):
+    """Autoguidance of two models that are each guided, within an interval, image by image."""
+    good, bad = Recorder(0.5), Recorder(0.3)
+    whole = autoguidance(cfg(good, 3.0, NULL), cfg(bad, 2.0, NULL), 1.5)
+    got = per_image(interval(whole, good, 1.0, 4.0))(x, sigma, cond)
+    assert good.rows == [1, 2, 1]
+    assert bad.rows == [2]
+    torch.testing.assert_close(got[1], whole(x, sigma, cond)[1])
+    torch.testing.assert_close(got[0], good(x, sigma, cond)[0])
+
+
+class Convolutional(torch.nn.Module):
+    """A net whose batched kernels differ from its single ones: convolution, normalisation, attention, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 48, 3, padding=1), torch.nn.GroupNorm(4, 48), torch.nn.SiLU()
+        )
+        self.out, self.text = torch.nn.Conv2d(48, 3, 3, padding=1), torch.nn.Linear(7, 48)
+
+    def forward(self, x, sigma, cond):
+        h = self.layers(x) + sigma[:, None, None, None]
+        b, c, height, width = h.shape
+        text = self.text(cond.text)
+        q = h.flatten(2).transpose(1, 2)
+        h = (
+            torch.nn.functional.scaled_dot_product_attention(q, text, text)
+            .transpose(1, 2)
+            .reshape(b, c, height, width)
+        )
+        return self.out(h)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_an_image_of_a_batch_is_the_image_alone_bit_for_bit(scale):
+    net = Convolutional()
+    denoise = per_image(cfg(net, scale, Cond(text=draw(1, 5, 7, seed=9).float()), rescale=0.5))
+    with torch.inference_mode():
+        x, sigma, text = (
+            draw(7, 3, 13, 11).float(),
+            draw(7, seed=1).exp().float(),
+            draw(7, 5, 7, seed=2).float(),
+        )
+        batch = denoise(x, sigma, Cond(text=text))
+        for i in range(7):
+            fresh = [field[i : i + 1].clone() for field in (x, sigma, text)]
+            assert torch.equal(batch[i : i + 1], denoise(*fresh[:2], Cond(text=fresh[2])))
