@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 import oracle
 from mezzotint.diffusion.guidance import autoguidance, cfg, interval, per_image
@@ -102,14 +101,16 @@ def test_autoguidance_walks_away_from_the_bad_model(x, sigma, cond):
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("how", ["cfg", "autoguidance"])
-def test_rescaling_v_is_that_of_diffusers(x, sigma, cond, how, phi):
+def test_rescaling_is_that_of_its_paper(x, sigma, cond, how, phi):
     model, bad = Recorder(), Recorder(0.1)
     column = sigma.reshape(3, 1, 1, 1)
     c_skip, c_out = PREDICTIONS["v_prediction"](column)
     weak = Cond(text=NULL.text.expand(3, -1, -1), concat=cond.concat)
     weak = model(x, sigma, weak) if how == "cfg" else bad(x, sigma, cond)
     v_weak, v = ((d - c_skip * x) / c_out for d in (weak, model(x, sigma, cond)))
-    expected = c_skip * x + c_out * rescale_noise_cfg(v_weak + 6 * (v - v_weak), v, phi)
+    v_cfg = v_weak + 6 * (v - v_weak)
+    v_rescaled = v_cfg * v.std(dim=(1, 2, 3), keepdim=True) / v_cfg.std(dim=(1, 2, 3), keepdim=True)  # eq. 15
+    expected = c_skip * x + c_out * (phi * v_rescaled + (1 - phi) * v_cfg)  # eq. 16
     guided = (
         cfg(model, 6.0, NULL, rescale=phi) if how == "cfg" else autoguidance(model, bad, 6.0, rescale=phi)
     )

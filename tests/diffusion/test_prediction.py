@@ -42,7 +42,7 @@ def test_a_perfect_net_is_the_perfect_denoiser(process, prediction, target):
     x = target.sample(n, draw) + sigma[:, None] * torch.randn(n, 4, generator=draw, dtype=torch.float64)
     x = x.reshape(n, 1, 2, 2)
     denoise = Denoiser(oracle.net(target, process, prediction), process, prediction)
-    torch.testing.assert_close(denoise(x, sigma), target.denoise(x, sigma), rtol=0, atol=2e-11)
+    torch.testing.assert_close(denoise(x, sigma), target.denoise(x, sigma), rtol=0, atol=1e-12)
     score = target.score(x, sigma)
     unit = sigma.reshape(-1, 1, 1, 1)  # sigma * score is -eps, of order 1
     torch.testing.assert_close(unit * denoise.score(x, sigma), unit * score, rtol=0, atol=1e-8)
