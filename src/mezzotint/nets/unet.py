@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
-from .blocks import Downsample, ResnetBlock, SpatialTransformer, TimeEmbedding, Upsample, sinusoid
+from .blocks import Downsample, GroupNorm, ResnetBlock, SpatialTransformer, TimeEmbedding, Upsample, sinusoid
 from .config import Fixed, check_divisible, parse, per_level, serialise
 
 CLASS_NAME = "UNet2DConditionModel"
@@ -271,7 +271,7 @@ class UNet(nn.Module):
             )
             c = level.channels
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first.channels, config.norm_eps)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, first.channels, config.norm_eps)
         self.conv_out = nn.Conv2d(first.channels, config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
-from .blocks import Downsample, ResnetBlock, Upsample, attend, to_map, to_tokens
+from .blocks import Downsample, GroupNorm, ResnetBlock, Upsample, attend, to_map, to_tokens
 from .config import Fixed, check_divisible, parse, serialise
 
 CLASS_NAME = "AutoencoderKL"
@@ -90,7 +90,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, EPS)
+        self.group_norm = GroupNorm(groups, channels, EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid_block = MidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
