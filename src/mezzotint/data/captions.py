@@ -106,7 +106,9 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def draw(things: Sequence[Thing], rng: np.random.Generator, *, plain: float = 0.5, pairs: float = 0.25) -> Scene:
+def draw(
+    things: Sequence[Thing], rng: np.random.Generator, *, plain: float = 0.5, pairs: float = 0.25
+) -> Scene:
     """A random scene: `plain` (only its name) or a pair with the given chances, else one thing placed and sized."""
     kind = rng.random()
     if kind < plain:
@@ -121,7 +123,9 @@ def draw(things: Sequence[Thing], rng: np.random.Generator, *, plain: float = 0.
     first, second = (_choice(things, rng) for _ in range(2))
     form = _choice(BESIDE + STACKED + UNORDERED, rng)
     background = _choice(tuple(PALETTE), rng) if rng.random() < 0.5 else ""
-    return pair(first, _phrase(first, rng), second, _phrase(second, rng), form, background=background, rng=rng)
+    return pair(
+        first, _phrase(first, rng), second, _phrase(second, rng), form, background=background, rng=rng
+    )
 
 
 def single(

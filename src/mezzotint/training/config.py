@@ -1,0 +1,157 @@
+"""What `mezzotint train CONFIG.toml` reads: one schema for every stage.
+
+A configuration is TOML; each key is declared here with its default, its unit and its reason. Unknown keys and
+impossible values are one-line errors. The whole of it is stored beside the checkpoints, and a run resumes only
+under the configuration that it began with (the number of steps may grow).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import MezzotintError, UsageError, unknown
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optim(Section):
+    """AdamW with warm-up, a constant rate, and a last part in which it falls to zero as 1 - sqrt."""
+
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(200, ge=0, description="steps over which the rate rises from 0")
+    decay: float = Field(
+        0.3, ge=0, le=1, description="share of the run at its end in which the rate falls to 0"
+    )
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay per step of the average of the weights")
+
+
+class Run(Section):
+    """How the loop keeps house."""
+
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # auto: whichever a short measurement finds faster
+    )
+    checkpoint: int = Field(500, gt=0, description="steps between checkpoints")
+    keep: int = Field(2, gt=0, description="checkpoints kept")
+    log: int = Field(50, gt=0, description="steps between lines in the log")
+    pictures: int = Field(1000, gt=0, description="steps between sample grids")
+
+
+class VAE(Section):
+    """The autoencoder: L1 and gradient errors, a light KL term, latents that turn and scale with the picture."""
+
+    crop: int = Field(64, gt=0, description="side in pixels of the crops it is trained on")
+    kl: float = Field(1e-5, ge=0)
+    edges: float = Field(
+        1.0, ge=0, description="weight of the error of the picture's gradient, at three scales"
+    )
+    equivariance: float = Field(
+        0.5, ge=0, le=1, description="share of steps on transformed latents, in the first half"
+    )
+
+
+class Text(Section):
+    """The text encoder: its states are pulled to a sentence encoder's embeddings of text and noun phrases."""
+
+    vocabulary: int = Field(8192, gt=600)
+    length: int = Field(32, gt=4, description="tokens a prompt may have, start and end included")
+    phrases: float = Field(1.0, ge=0, description="weight of the phrases inside a caption")
+    words: float = Field(
+        0.6, ge=0, le=1, description="share of dictionary entries in a batch; captions otherwise"
+    )
+    dictionary: Path = Path("/usr/share/wordnet")
+
+
+class Diffusion(Section):
+    """The U-Net, on latents of composed scenes and on states of their captions."""
+
+    vae: Path
+    text: Path
+    prediction: str = "v_prediction"
+    weight: str = "min_snr"
+    levels: str = "uniform"
+    level_mean: float = 0.0
+    level_std: float = 1.0
+    pool: int = Field(16384, gt=0, description="scenes composed and encoded at a time")
+    reuse: int = Field(8, gt=0, description="times that each of them is used before the next pool")
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    plain: float = Field(0.5, ge=0, le=1, description="share of scenes that are one thing alone")
+    pairs: float = Field(0.25, ge=0, le=1, description="share of scenes of two things")
+    guidance: float = 4.0  # of the sample grids, and the default that is shipped
+    start: Path | None = None  # a folder to take the first weights of the U-Net from
+
+
+class TrainConfig(Section):
+    """One run of one stage."""
+
+    stage: Literal["vae", "text", "diffusion"]
+    data: Path
+    out: Path
+    seed: int = 0
+    net: dict[str, Any] = Field(default_factory=dict)  # keys of the net's own configuration
+    optim: Optim
+    run: Run = Run()
+    vae: VAE = VAE()
+    text: Text = Text()
+    diffusion: Diffusion | None = None
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "optim": Optim,
+    "run": Run,
+    "vae": VAE,
+    "text": Text,
+    "diffusion": Diffusion,
+}
+
+
+def read_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
+    """The configuration in a TOML file, with `a.b=value` overrides; UsageError naming the key that is wrong."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing; give the path of a training configuration") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise MezzotintError(f"{path} is not readable TOML: {error}") from error
+    for override in overrides or []:
+        _override(raw, override)
+    try:
+        return TrainConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, path) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign:
+        raise UsageError(f"--set {override}: write it as section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+    try:
+        raw[last] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        raw[last] = value
+
+
+def _explained(error: ValidationError, path: Path) -> UsageError:
+    """The first thing that pydantic found, in one line."""
+    first = error.errors()[0]
+    *sections, last = (str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model = SECTIONS[sections[0]] if sections else TrainConfig
+        known = [".".join((*sections, key)) for key in model.model_fields]
+        return UsageError(f"{path}: {unknown('key', '.'.join((*sections, last)), known)}")
+    return UsageError(f"{path}: {'.'.join((*sections, last))}: {first['msg'].lower()}")

@@ -1,0 +1,233 @@
+"""Stage `text`: an encoder that knows what words mean before it has seen a picture of any.
+
+A causal transformer (CLIP's) is trained on captions and dictionary entries. At the end of each noun phrase its
+state must agree with a sentence encoder's embedding of that phrase alone (distillation: Hinton et al. 2015; cosine
+loss), so that 'sedan', which names no picture, stands near 'automobile', which does. At the end of the text it must
+also tell where each thing stands, how large it is, and the background: what word order means. The readout layers
+are thrown away; the embeddings start as the teacher's own, turned to fewer dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.captions import PALETTE, Placed, Scene, Thing, draw
+from ..data.scenes import load_scenes
+from ..errors import MezzotintError
+from ..formats.atomic import new_folder, write_json
+from ..formats.tensors import write_tensors
+from ..formats.tokenizer import END_OF_WORD, Tokenizer, train_bpe, write_tokenizer
+from ..nets.clip_text import CLIPTextConfig, CLIPTextModel
+from . import teacher
+from .config import TrainConfig
+from .loop import Loss
+
+LAYOUT = 6  # (x, y, side) of the first and the second thing
+LONGEST_ENTRY = 24  # characters of a dictionary entry
+
+
+class Readout(nn.Module):
+    """What is read from the states in training, and only there."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.meaning = nn.Linear(dim, teacher.DIM)
+        self.layout = nn.Linear(dim, LAYOUT)
+        self.background = nn.Linear(dim, len(PALETTE))
+
+
+class Student(nn.Module):
+    """The encoder and its readout: one player."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.encoder = CLIPTextModel(config)
+        self.readout = Readout(config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch of texts: their ids, and what the states at some positions must say."""
+
+    ids: Tensor  # [B, L]
+    at: tuple[Tensor, Tensor]  # rows and positions of the P states that end a phrase or a text
+    meaning: Tensor  # [P, 384] unit vectors
+    ends: Tensor  # [B] the position of each text's end
+    layout: Tensor  # [B, 6]
+    drawn: Tensor  # [B, 6] 1 where the layout says something
+    background: Tensor  # [B]
+
+
+class TextStage:
+    """Trains vocabulary, tokenizer and text encoder."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device, settings = config, device, config.text
+        scenes = load_scenes(config.data)
+        named = [(thing.name, *thing.words) for thing in scenes.things]
+        self.common, self.rare = dictionary(settings.dictionary)
+        known = {word for words in named for word in words}
+        texts = [*known, *self.common, *self.rare, *PALETTE]
+        self.row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        cache = config.out / "cache"
+        self.meanings = teacher.embed(list(self.row), cache)  # [texts, 384]
+        self.things = (*scenes.things, *(Thing(-1, word) for word in self.common))
+        self.named = sorted(known)
+
+        corpus = [scenes.scene(config.seed, i).caption for i in range(20_000)] + texts * 2
+        vocab, merges = train_bpe(corpus, settings.vocabulary)
+        self.tokenizer = Tokenizer(vocab, merges, max_length=settings.length)
+        keys = config.net | {
+            "vocab_size": len(vocab),
+            "max_position_embeddings": settings.length,
+            "bos_token_id": self.tokenizer.bos,
+            "eos_token_id": self.tokenizer.eos,
+            "pad_token_id": self.tokenizer.eos,
+        }
+        torch.manual_seed(config.seed)
+        self.net = Student(CLIPTextConfig.from_dict(keys)).to(device)
+        spellings = [token.removesuffix(END_OF_WORD) or token for token in vocab]
+        self._begin_as(teacher.embed(spellings, cache))
+        self.players: dict[str, nn.Module] = {"text": self.net}
+
+    def _begin_as(self, embedding: Tensor) -> None:
+        """Let the token embeddings start as the principal components of the teacher's."""
+        table = self.net.encoder.text_model.embeddings.token_embedding.weight
+        centred = embedding - embedding.mean(0)
+        directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -table.shape[1] :]  # [384, D]
+        with torch.no_grad():
+            table.copy_(F.normalize(centred @ directions, dim=1))
+
+    def batch(self, step: int) -> Lesson:
+        rng = np.random.default_rng((self.config.seed, step, 2))
+        size = self.config.optim.batch
+        entries = rng.random() < self.config.text.words
+        texts = [self._entry(rng) if entries else self._caption(rng) for _ in range(size)]
+        return self._lesson(texts, rng)
+
+    def _entry(self, rng: np.random.Generator) -> tuple[str, list[str], Scene | None]:
+        """A dictionary entry or a name, alone."""
+        kind = rng.random()
+        words = self.named if kind < 0.25 else self.common if kind < 0.8 or not self.rare else self.rare
+        word = words[int(rng.integers(len(words)))]
+        return word, [], None
+
+    def _caption(self, rng: np.random.Generator) -> tuple[str, list[str], Scene | None]:
+        """A caption, half of the time about things that have no picture."""
+        things = self.things if rng.random() < 0.5 else self.things[: -len(self.common)]
+        scene = draw(things, rng, plain=0.2, pairs=0.5)
+        return scene.caption, [placed.phrase for placed in scene.objects], scene
+
+    def _lesson(
+        self, texts: Sequence[tuple[str, list[str], Scene | None]], rng: np.random.Generator
+    ) -> Lesson:
+        encodings = [self.tokenizer.encode(text) for text, _, _ in texts]
+        longest = max(e.length for e in encodings)
+        width = min(self.config.text.length, longest + int(rng.choice([0, 2, 31], p=[0.6, 0.3, 0.1])))
+        ids = torch.tensor([e.ids[:width] for e in encodings])
+        at: list[tuple[int, int]] = []
+        meaning: list[Tensor] = []
+        layout, drawn = torch.zeros(len(texts), LAYOUT), torch.zeros(len(texts), LAYOUT)
+        background = torch.zeros(len(texts), dtype=torch.long)
+        for b, ((text, phrases, scene), encoding) in enumerate(zip(texts, encodings, strict=True)):
+            vectors = [self.meanings[self.row[phrase]] for phrase in phrases or [text]]
+            for phrase, vector in zip(phrases, vectors, strict=False):
+                end = self._end_of(phrase, encoding.ids[: encoding.length])
+                if end is not None:
+                    at.append((b, end))
+                    meaning.append(vector)
+            whole = F.normalize(torch.stack(vectors).mean(0), dim=0)
+            for position in range(
+                encoding.length - 1, width
+            ):  # the end token, and the padding that repeats it
+                at.append((b, position))
+                meaning.append(whole)
+            if scene is not None:
+                background[b] = list(PALETTE).index(scene.background)
+                for n, placed in enumerate(self._in_order(scene)):
+                    layout[b, 3 * n : 3 * n + 3] = torch.tensor([placed.x, placed.y, placed.side])
+                    drawn[b, 3 * n : 3 * n + 3] = 1
+        rows, positions = (torch.tensor(index) for index in zip(*at, strict=True))
+        ends = torch.tensor([e.length - 1 for e in encodings])
+        return Lesson(ids, (rows, positions), torch.stack(meaning), ends, layout, drawn, background)
+
+    @staticmethod
+    def _in_order(scene: Scene) -> list[Placed]:
+        """The things of a scene in the order in which the caption names them."""
+        return sorted(scene.objects, key=lambda placed: scene.caption.find(placed.phrase))
+
+    def _end_of(self, phrase: str, ids: Sequence[int]) -> int | None:
+        """The position of the last token of `phrase` among the ids of a text."""
+        inner = self.tokenizer.encode(phrase)
+        tokens = inner.ids[1 : inner.length - 1]
+        for start in range(1, len(ids) - len(tokens)):
+            if tuple(ids[start : start + len(tokens)]) == tokens:
+                return start + len(tokens) - 1
+        return None
+
+    def losses(self, batch: Lesson, step: int) -> Iterator[Loss]:
+        states = self.net.encoder(batch.ids.to(self.device)).last  # [B, L, D]
+        rows, positions = (index.to(self.device) for index in batch.at)
+        said = self.net.readout.meaning(states[rows, positions]).float()  # [P, 384]
+        meaning = 1 - F.cosine_similarity(said, batch.meaning.to(said), dim=1).mean()
+        ends = states[torch.arange(len(states), device=self.device), batch.ends.to(self.device)]  # [B, D]
+        drawn = batch.drawn.to(self.device)
+        error = (self.net.readout.layout(ends).float() - batch.layout.to(said)).square() * drawn
+        layout = error.sum() / drawn.sum().clamp(min=1)
+        in_scene = drawn[:, 0] > 0
+        colours = self.net.readout.background(ends).float()[in_scene]
+        background = (
+            F.cross_entropy(colours, batch.background.to(self.device)[in_scene]) if len(colours) else layout
+        )
+        loss = meaning + self.config.text.phrases * (layout + 0.1 * background)
+        yield Loss("text", loss, {"meaning": meaning, "layout": layout, "background": background})
+
+    def picture(self) -> Image.Image | None:
+        return None
+
+    def export(self, folder: Path) -> None:
+        """Write `text_encoder/` and `tokenizer/` of a diffusers folder."""
+        with new_folder(folder, replace=True) as part:
+            (part / "text_encoder").mkdir()
+            write_json(part / "text_encoder" / "config.json", self.net.encoder.config.to_dict())
+            tensors = {k: v.contiguous() for k, v in self.net.encoder.state_dict().items()}
+            write_tensors(part / "text_encoder" / "model.safetensors", tensors)
+            write_tokenizer(part / "tokenizer", self.tokenizer)
+
+
+def dictionary(folder: Path) -> tuple[list[str], list[str]]:
+    """Everyday words and compounds of them, and rarer single words: WordNet's nouns and adjectives.
+
+    Everyday is what the teacher's own vocabulary holds as one word. MezzotintError if WordNet is not there.
+    """
+    everyday = set(teacher.common_words())
+    common: dict[str, None] = dict.fromkeys(sorted(everyday))
+    rare: dict[str, None] = {}
+    for kind in ("noun", "adj"):
+        path = folder / f"index.{kind}"
+        try:
+            lines = path.read_text(encoding="ascii").splitlines()
+        except OSError as error:
+            raise MezzotintError(
+                f"{path} cannot be read; install WordNet (Debian: wordnet-base) or set text.dictionary to its folder"
+            ) from error
+        for line in lines:
+            if line.startswith(" "):  # the licence
+                continue
+            entry = line.split(" ", 1)[0].replace("_", " ")
+            parts = entry.split()
+            if len(entry) > LONGEST_ENTRY or not all(p.isalpha() for p in parts) or len(entry) < 3:
+                continue
+            if all(p in everyday for p in parts):
+                common[entry] = None
+            elif len(parts) == 1:
+                rare[entry] = None
+    return list(common), list(rare)
