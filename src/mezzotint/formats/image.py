@@ -1,0 +1,148 @@
+"""Pictures on disk and as tensors.
+
+What others made is opened with bounds: few formats, so many pixels and no more, the camera's turn applied, eight
+bits, RGB or RGBA. What we make is written as PNG with its recipe inside. A tensor picture is [3, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import MezzotintError
+from .atomic import new_file
+from .recipe import CHUNK, GENERATED, TEXT_CHUNK, parse_infotext, png_info
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 50_000_000  # as much as a good camera makes
+
+
+def open_image(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the picture"
+) -> Image.Image:
+    """A picture as RGB, or as RGBA if it has transparency: upright, eight bits, the first frame of several.
+
+    `source` is a path or the file's bytes (`name` then stands for it in messages). Nothing of more than `max_pixels`
+    is decoded. Raises MezzotintError if it is missing, too large, cut short, or none of `FORMATS`.
+    """
+    name = name if isinstance(source, bytes) else str(source)
+    with _explained(name):
+        return _plain(ImageOps.exif_transpose(_opened(source, name, max_pixels)))
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """RGB: what is transparent shows `background`."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """[3, H, W] float32 in [-1, 1] of an RGB picture; transparency shows white."""
+    pixels = torch.from_numpy(np.array(flatten(image)))  # [H, W, 3] uint8
+    return pixels.permute(2, 0, 1).float() / 255 * 2 - 1
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """The RGB picture of [3, H, W] in [-1, 1]; values outside are clipped, others rounded to the nearest of 256."""
+    unit = (picture.detach().float().cpu() / 2 + 0.5).clamp(0, 1)
+    return Image.fromarray((unit * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def save_image(
+    path: Path | str,
+    image: Image.Image,
+    recipe: Mapping[str, Any],
+    *,
+    source: str = GENERATED,
+    replace: bool = False,
+) -> Path:
+    """Write a PNG with `recipe` (a JSON object, see `recipe.py`) inside, and return its path.
+
+    Raises MezzotintError if `path` is no PNG's name, and as `atomic.new_file` does.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise MezzotintError(f"{path}: pictures are written as PNG; give a name that ends in .png")
+    with new_file(path, replace=replace) as part:
+        image.save(part, format="PNG", pnginfo=png_info(recipe, source=source))
+    return path
+
+
+def read_recipe(source: Path | str | bytes, *, name: str = "the picture") -> dict[str, Any]:
+    """The recipe inside a PNG: ours complete, or what an AUTOMATIC1111 text says, under our names.
+
+    Raises MezzotintError if the picture cannot be opened or carries none.
+    """
+    name = name if isinstance(source, bytes) else str(source)
+    with _explained(name):
+        picture = _opened(source, name, MAX_PIXELS)
+    texts = picture.text if isinstance(picture, PngImagePlugin.PngImageFile) else {}
+    if CHUNK in texts:
+        try:
+            recipe = json.loads(texts[CHUNK])
+        except ValueError as error:
+            raise MezzotintError(f"{name}: its recipe is damaged ({error})") from error
+        if isinstance(recipe, dict):
+            return recipe
+        raise MezzotintError(f"{name}: its recipe is damaged (no JSON object)")
+    if TEXT_CHUNK in texts:
+        return parse_infotext(texts[TEXT_CHUNK])
+    raise MezzotintError(f"{name} carries no recipe; only PNGs that were not re-saved by another program do")
+
+
+def _opened(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image:
+    """A picture decoded: its size is known and checked before a pixel of it is."""
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        picture = Image.open(file, formats=FORMATS)
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise MezzotintError(
+                f"{name} has {width} x {height} pixels, more than {max_pixels:,} are not opened; make it smaller first"
+            )
+        picture.load()
+    return picture
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits, which a conversion would clip
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of sizes, which are checked here, and of odd metadata
+            yield
+    except MezzotintError:
+        raise
+    except Exception as error:  # decoders raise all kinds of things on damaged input
+        raise MezzotintError(_reason(error, name)) from error
+
+
+def _reason(error: Exception, name: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{name} is not a picture; {', '.join(FORMATS)} can be read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{name} has too many pixels; make it smaller first"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{name} cannot be read ({error.strerror.lower()})"
+    return f"{name} is damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
