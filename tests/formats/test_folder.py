@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -324,6 +326,18 @@ def test_nothing_half_written_stays(made, tmp_path, monkeypatch, what):
         write_folder(tmp_path / "m", make(), replace=True)
     assert sorted(tmp_path.rglob("*")) == before
     same_weights(read_folder(tmp_path / "m"), made)
+
+
+def test_reading_imports_nothing_heavy(written):
+    """Starting quickly is a promise: torch's meta device alone would cost a second of imports."""
+    code = (
+        "import sys; from mezzotint.formats.folder import read_folder; import mezzotint.formats.sheet\n"
+        "read_folder(sys.argv[1])\n"
+        "print([name for name in ('sympy', 'scipy', 'transformers', 'diffusers', 'torch._dynamo', 'torchvision',"
+        " 'torch.distributed.fsdp') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code, written], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_existing_folder_is_kept(written, made):
