@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def channels_last(net: M) -> M:
     """`net` with its convolutions' weights in the memory format that they run fastest in."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def sinusoid(t: Tensor, dim: int, *, flip: bool = True, shift: float = 0.0) -> Tensor:

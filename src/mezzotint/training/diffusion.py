@@ -34,7 +34,7 @@ from ..formats.folder import Checkpoint, write_folder
 from ..formats.scheduler import Plan
 from ..formats.tensors import build, read_tensors, read_weights, write_tensors
 from ..formats.tokenizer import read_tokenizer
-from ..nets.blocks import channels_last
+from ..nets.blocks import ResnetBlock, SpatialTransformer, channels_last
 from ..nets.clip_text import CLIPTextConfig, CLIPTextModel
 from ..nets.unet import UNet, UNetConfig
 from ..nets.vae import AutoencoderKL, VAEConfig
@@ -110,6 +110,7 @@ class DiffusionStage:
             ).train()
         torch.manual_seed(self.config.seed)
         net = UNet(UNetConfig.from_dict(self.config.net))
+        quiet_start(net)
         return channels_last(net.to(self.device))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -217,6 +218,23 @@ class DiffusionStage:
         plan = Plan(self.process, self.settings.prediction, sampler="dpmpp_2m", grid="karras")
         checkpoint = Checkpoint(self.net, self.vae, self.text, self.tokenizer, plan)
         write_folder(folder, checkpoint, dtype=torch.float16, replace=True)
+
+
+@torch.no_grad()
+def quiet_start(net: UNet) -> None:
+    """Let every residual branch, and the net itself, begin as zero (Zhang et al. 2019, arXiv 1901.09321)."""
+    for module in net.modules():
+        last: nn.Module
+        if isinstance(module, ResnetBlock):
+            last = module.conv2
+        elif isinstance(module, SpatialTransformer):
+            last = module.proj_out
+        elif module is net:
+            last = net.conv_out
+        else:
+            continue
+        for parameter in last.parameters():
+            parameter.zero_()
 
 
 def load_net(

@@ -139,7 +139,7 @@ class Trainer:
                 for player, value, player_parts in self._losses(batch):
                     norm = max(norm, self._update(player, value, lr))
                     total += float(value.detach())
-                    parts |= {k: float(v) for k, v in player_parts.items()}
+                    parts |= {k: float(v.detach()) for k, v in player_parts.items()}
                 for ema in self.emas.values():
                     ema.update(self.step)
                 self.step += 1
