@@ -62,6 +62,7 @@ def test_x_keeps_its_precision_when_the_net_does_not():
     got = Denoiser(half, process, "edm")(x, 0.01)
     assert got.dtype == torch.float32
     assert (got - target.denoise(x, 0.01)).abs().max() < 0.01 * 2**-8 * 10  # c_out times the rounding of F
+    assert Denoiser(lambda z, t, c: half(z, t, c).double(), process, "edm")(x, 0.01).dtype == torch.float32
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample", "flow", "edm"])
