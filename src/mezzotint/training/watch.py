@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..formats.atomic import write_json
@@ -59,7 +60,7 @@ def run(config: TrainConfig) -> Iterator[Progress]:
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
     recent: deque[float] = deque(maxlen=100)
-    scalars = _tensorboard(config.out / "tensorboard")
+    writer = _tensorboard(config.out / "tensorboard")
     with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
         for stats in trainer.steps():
             recent.append(stats.seconds)
@@ -68,9 +69,9 @@ def run(config: TrainConfig) -> Iterator[Progress]:
             if stats.step % config.run.log == 0:
                 log.write(json.dumps(asdict(stats)) + "\n")
                 log.flush()
-                _write_scalars(scalars, stats, config.optim.batch / mean)
+                _write_scalars(writer, stats, config.optim.batch / mean)
             if stats.step % config.run.pictures == 0:
-                _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png")
+                _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png", writer)
             yield Progress(stats, config.optim.steps, config.optim.batch / mean, left, trainer.precision)
     with averaged(trainer):
         stage.export(config.out / config.stage)
@@ -84,12 +85,15 @@ def averaged(trainer: Trainer) -> ExitStack:
     return stack
 
 
-def _write_picture(trainer: Trainer, path: Path) -> None:
+def _write_picture(trainer: Trainer, path: Path, writer: Any) -> None:
     with averaged(trainer):
         picture = trainer.stage.picture()
-    if picture is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+    if picture is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    if writer is not None:
+        writer.add_image("samples", np.asarray(picture), trainer.step, dataformats="HWC")
 
 
 def _tensorboard(folder: Path) -> Any:
