@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.scenes import EmojiScenes, load_scenes
 from ..diffusion.noise import generator
@@ -36,7 +36,7 @@ class VAEStage:
         self.scenes = load_scenes(config.data)
         torch.manual_seed(config.seed)  # the first weights; nothing else draws from the global generator
         self.net = channels_last(AutoencoderKL(VAEConfig.from_dict(config.net)).to(device))
-        self.players = {"vae": self.net}
+        self.players: dict[str, nn.Module] = {"vae": self.net}
 
     def batch(self, step: int) -> Tensor:
         """[B, 3, crop, crop] in [-1, 1]."""
