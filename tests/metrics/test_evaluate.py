@@ -127,7 +127,7 @@ def test_who_paints_what_is_asked_reaches_the_ceiling(
     assert report["sections"]["a"]["figures"][0]["aim"] == 0.8
     assert len(report["sections"]["a"]["prompts"]) == 10
     assert report["about"]["judge"] == judge.about
-    table = to_markdown(sections)
+    table = to_markdown(sections, {"judge": judge.about})
     assert "| (a) Names: top 1 |" in table
     assert all(line.count("|") == 7 for line in table.splitlines() if line.startswith("|"))
 

@@ -154,7 +154,8 @@ def words(bench: Bench, answers: Sequence[tuple[str, Sequence[str]]]) -> Section
     how = (
         f"{len(answers)} everyday words that stand in no name, alias or keyword of any emoji (evaluation_words.txt; "
         "checked by program), each with the emoji that a fair viewer would accept; found if any of those is the "
-        "nearest (top 1) or among the five nearest (top 5)."
+        "nearest (top 1) or among the five nearest (top 5). The dictionary that the text encoder learns from may "
+        "hold them: the encoder has read them, but no picture was ever named so."
     )
     return _found(bench, "b", "Words found in no caption", how, prompts, wanted, true, aims=(None, 0.60))
 

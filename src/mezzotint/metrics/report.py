@@ -1,12 +1,39 @@
-"""The evaluation as a table to read and as JSON to compute with."""
+"""The evaluation as a table to read, as JSON to compute with, and as pictures to look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
+from ..formats.atomic import new_file, write_file, write_json
 from .evaluate import Figure, Section
 from .intervals import Interval
+
+COLUMNS = 8
+
+
+def write_report(out: Path, sections: Sequence[Section], about: Mapping[str, Any]) -> None:
+    """Write `evaluation.json`, `evaluation.md` and a sheet of pictures for each section, over what is there."""
+    write_json(out / "evaluation.json", to_json(sections, about), replace=True)
+    write_file(out / "evaluation.md", to_markdown(sections, about), replace=True)
+    for section in sections:
+        if section.pictures is not None:
+            with new_file(out / f"{section.letter}.png", replace=True) as part:
+                sheet(section.pictures).save(part)
+
+
+def sheet(pictures: Tensor) -> Image.Image:
+    """uint8 [B, 3, H, W] in rows of eight, on white."""
+    count, _, height, width = pictures.shape
+    page = Image.new("RGB", (COLUMNS * width, -(-count // COLUMNS) * height), "white")
+    for i, picture in enumerate(pictures):
+        corner = (i % COLUMNS * width, i // COLUMNS * height)
+        page.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), corner)
+    return page
 
 
 def to_json(sections: Iterable[Section], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,8 +44,8 @@ def to_json(sections: Iterable[Section], about: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def to_markdown(sections: Iterable[Section]) -> str:
-    """A table of the figures, then how each was measured."""
+def to_markdown(sections: Iterable[Section], about: Mapping[str, Any]) -> str:
+    """A table of the figures, then how each was measured and what else is known."""
     sections = list(sections)
     rows = [
         f"| ({section.letter}) {section.title}: {figure.name} | {_told(figure.interval, figure.unit)} "
@@ -36,6 +63,7 @@ def to_markdown(sections: Iterable[Section]) -> str:
             "pictures, composed for the same prompts.",
             "",
             *(f"- ({section.letter}) {section.how}" for section in sections),
+            *(f"- {name}: {_listed(what)}" for name, what in about.items()),
             "",
         ]
     )
@@ -60,6 +88,10 @@ def _figure(figure: Figure) -> dict[str, Any]:
         **({"aim": figure.aim} if figure.aim is not None else {}),
         **{name: interval.to_dict() for name, interval in optional.items() if interval is not None},
     }
+
+
+def _listed(what: Any) -> str:
+    return "; ".join(f"{k}: {v}" for k, v in what.items()) if isinstance(what, Mapping) else str(what)
 
 
 def _told(interval: Interval, unit: str) -> str:
