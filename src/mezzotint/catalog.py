@@ -1,0 +1,96 @@
+"""Which model: by name or by path, what it is known by, and what it draws with if nothing else is asked for.
+
+A model is a diffusers folder. A file `mezzotint.json` in it may say more than that format can: steps, guidance, a
+licence. Other programs pass over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import MezzotintError, unknown
+from .formats.atomic import read_json
+from .formats.scheduler import Plan
+from .nets import UNetConfig, VAEConfig
+
+EMBEDDED = Path(__file__).parent / "models"
+CARD = "mezzotint.json"
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request is settled with where it leaves something open; `license` is for people."""
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: str = "dpmpp_2m"
+    grid: str = "trailing"
+    width: int = 512
+    height: int = 512
+    license: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Those that are fields of a request."""
+        return {name: value for name, value in asdict(self).items() if name != "license"}
+
+
+def embedded() -> list[str]:
+    """The names of the models that this installation carries."""
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of an embedded model's name, or of a path. Raises UsageError if there is neither."""
+    if str(model) in embedded():
+        return EMBEDDED / str(model)
+    path = Path(model).expanduser()
+    if path.exists():
+        return path.resolve()
+    if path.parent != Path():  # it was meant as a path
+        raise MezzotintError(f"{path}: there is no such folder; give the path of a diffusers folder")
+    raise unknown("model", str(model), [*embedded(), "or the path of a diffusers folder"])
+
+
+def read_defaults(folder: Path, unet: UNetConfig, vae: VAEConfig, plan: Plan) -> Defaults:
+    """What the folder's own files say, and over them its `mezzotint.json`.
+
+    Raises MezzotintError for a key in that file that is unknown or of the wrong type.
+    """
+    size = unet.sample_size or 64
+    height, width = size if isinstance(size, tuple) else (size, size)
+    said = {
+        "sampler": plan.sampler,
+        "grid": plan.grid,
+        "width": width * vae.factor,
+        "height": height * vae.factor,
+    }
+    return Defaults(**said | _card(folder))
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    path = folder / CARD
+    if not path.exists():
+        return {}
+    card = read_json(path)
+    known = {each.name: type(each.default) for each in fields(Defaults)}
+    for key, value in card.items():
+        if key not in known:
+            raise MezzotintError(f"{path}: {unknown('key', key, known)}")
+        fits = (int, float) if known[key] is float else known[key]
+        if not isinstance(value, fits) or isinstance(value, bool):
+            raise MezzotintError(f"{path}: '{key}' is {value!r}, expected {known[key].__name__}")
+    return card
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over the names and the bytes of the components' files: the same for copies, whatever their card says."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

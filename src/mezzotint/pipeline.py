@@ -1,0 +1,245 @@
+"""From a request to pictures: denoiser, codec and text encoder of one model, and the one loop that uses them.
+
+    settle -> task states a problem -> sampler yields steps -> codec decodes -> picture with its recipe
+
+Down once; pictures stream up. What happens on the way is an iterator of events, and whoever closes it stops the work.
+Picture i is the one that seed + i makes alone: on a processor each is drawn by itself, so that every kernel sees the
+same shapes and the last bit cannot depend on the company it was drawn in.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import __version__
+from .catalog import Defaults, content_hash, find_model, read_defaults
+from .codec import Codec, Latents
+from .diffusion.denoiser import Denoiser
+from .diffusion.grids import GRIDS
+from .diffusion.samplers import SAMPLERS
+from .diffusion.types import Step
+from .errors import MezzotintError, UsageError, unknown
+from .formats.folder import read_folder
+from .formats.image import to_image
+from .formats.scheduler import Plan
+from .nets.blocks import channels_last
+from .request import Request, Settled
+from .tasks import TASKS, solve
+from .text import TextEncoder
+
+TOGETHER_ON_ACCELERATOR = 8
+LARGEST = 8  # times the size that the model was made for, in width and in height
+FRESH_SEEDS = 2**32  # short enough to be typed again
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of the sampler on some of a request's pictures."""
+
+    first: int  # number of the first of these pictures
+    count: int  # how many of them are drawn together
+    step: int  # 1 .. steps
+    steps: int
+    sigma: float  # noise level that is reached
+    look: Callable[[], list[Image.Image]] = field(repr=False)  # what the model sees in the noise; decodes
+    state: Callable[[], list[Image.Image]] = field(
+        repr=False
+    )  # the noisy state as the net is shown it; decodes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture and all that is needed to make it again."""
+
+    number: int  # in the request
+    image: Image.Image
+    recipe: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+
+Event = Progress | Picture
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model that is ready to draw."""
+
+    name: str
+    folder: Path
+    denoiser: Denoiser
+    codec: Codec
+    encoder: TextEncoder
+    plan: Plan
+    defaults: Defaults
+    device: torch.device
+
+    @classmethod
+    def load(cls, model: str | Path = "emoji", *, device: str = "auto") -> Pipeline:
+        """Open a model by the name of an embedded one or by the path of a diffusers folder.
+
+        `device`: a torch device, or "auto" for the accelerator if there is one. Raises UsageError for an unknown
+        model, MezzotintError naming the file for one that is incomplete or damaged.
+        """
+        folder = find_model(model)
+        where = _device(device)
+        checkpoint = read_folder(folder, device=where)
+        return cls(
+            name=folder.name,
+            folder=folder,
+            denoiser=Denoiser(channels_last(checkpoint.unet), checkpoint.process, checkpoint.prediction),
+            codec=Latents(channels_last(checkpoint.vae)),
+            encoder=TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer, where),
+            plan=checkpoint.plan,
+            defaults=read_defaults(folder, checkpoint.unet.config, checkpoint.vae.config, checkpoint.plan),
+            device=where,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's files: what a recipe knows it by."""
+        return content_hash(self.folder)
+
+    def __call__(self, prompt: str, **fields: Any) -> list[Image.Image]:
+        """The pictures of a prompt; `fields` are those of `Request`. Raises as `generate` does."""
+        request = Request.parse({"prompt": prompt} | fields)
+        return [event.image for event in self.generate(request) if isinstance(event, Picture)]
+
+    def settle(self, request: Request) -> Settled:
+        """The request with nothing left open. Raises UsageError for what this model cannot do."""
+        chosen = request.model_dump()
+        chosen |= {name: value for name, value in self.defaults.fields().items() if chosen[name] is None}
+        if chosen["seed"] is None:
+            chosen["seed"] = secrets.randbelow(FRESH_SEEDS)
+        settled = Settled.model_validate(chosen)
+        for kind, name, known in (
+            ("task", settled.task, TASKS),
+            ("sampler", settled.sampler, SAMPLERS),
+            ("grid", settled.grid, GRIDS),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+        self._check_size(settled)
+        self.encoder.check(settled.prompt)
+        self.encoder.check(settled.negative_prompt, what="negative prompt")
+        return settled
+
+    def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:
+        """The pictures of a request, each announced by the steps that lead to it.
+
+        `together`: how many are drawn at a time. The default is 1 on a processor, where it costs little and makes
+        picture i bit-equal to the one that seed + i makes alone; on an accelerator it is 8, and the last bits may
+        differ. Raises UsageError as `settle` does, MezzotintError for a picture that is not finite or all black.
+        """
+        settled = self.settle(request)
+        at_a_time = together or (1 if self.device.type == "cpu" else TOGETHER_ON_ACCELERATOR)
+        for first in range(0, settled.num_images, at_a_time):
+            part = {
+                "seed": settled.seed + first,
+                "num_images": min(at_a_time, settled.num_images - first),
+            }
+            yield from self._draw(settled.model_copy(update=part), first)
+
+    @torch.inference_mode()
+    def _draw(self, request: Settled, first: int) -> Iterator[Event]:
+        """The pictures of a settled request, drawn together; `first` is the number of the first."""
+        problem = TASKS[request.task](self, request)
+        knobs = dict(self.plan.sampler_knobs) if request.sampler == self.plan.sampler else {}
+        if request.eta is not None:
+            knobs["eta"] = request.eta
+        x = problem.x
+        for step in solve(problem, request.sampler, **knobs):
+            if not step.x.isfinite().all():
+                raise MezzotintError(
+                    f"step {step.i + 1} of {request.num_inference_steps} with seed {request.seed} gave numbers that "
+                    f"are not finite; lower guidance_scale ({request.guidance_scale:g}), or fetch the model again"
+                )
+            x = step.x
+            yield self._progress(request, step, first)
+        for i in range(request.num_images):
+            yield Picture(first + i, self._picture(x[i : i + 1], request.seed + i), self.recipe(request, i))
+
+    def _picture(self, z: Tensor, seed: int) -> Image.Image:
+        pixels = self.codec.decode(z.clone())[0]  # [3, H, W]
+        if not pixels.isfinite().all():
+            raise MezzotintError(f"the picture of seed {seed} is not finite; fetch the model's vae again")
+        if pixels.max() <= -1:
+            raise MezzotintError(f"the picture of seed {seed} is black all over; try another seed or sampler")
+        return to_image(pixels)
+
+    def _progress(self, request: Settled, step: Step, first: int) -> Progress:
+        def decoded(z: Tensor) -> Callable[[], list[Image.Image]]:
+            def look() -> list[Image.Image]:
+                with torch.inference_mode():
+                    return [to_image(self.codec.decode(z[i : i + 1].clone())[0]) for i in range(len(z))]
+
+            return look
+
+        shown = step.x * float(self.plan.process.scale(torch.tensor(step.sigma, dtype=torch.float64)))
+        return Progress(
+            first,
+            request.num_images,
+            step.i + 1,
+            request.num_inference_steps,
+            step.sigma,
+            look=decoded(step.denoised),
+            state=decoded(shown),
+        )
+
+    def recipe(self, request: Settled, i: int = 0) -> dict[str, Any]:
+        """All that makes picture i of a settled request again: a JSON object."""
+        alone = request.model_copy(update={"seed": request.seed + i, "num_images": 1})
+        return alone.model_dump() | {
+            "model": self.name,
+            "model_hash": self.fingerprint,
+            "version": f"mezzotint {__version__}",
+            "torch": torch.__version__,
+            "device": self.device.type,
+        }
+
+    def start(self, request: Settled) -> float:
+        """The noise level that a request starts at."""
+        return float(TASKS[request.task](self, request).sigmas[0])
+
+    def shape(self, request: Settled) -> tuple[int, int, int]:
+        """[C, h, w] of what the denoiser works on."""
+        factor = self.codec.factor
+        return self.codec.channels, request.height // factor, request.width // factor
+
+    def _check_size(self, request: Settled) -> None:
+        for name, native in (("width", self.defaults.width), ("height", self.defaults.height)):
+            asked, factor = getattr(request, name), self.codec.factor
+            if asked % factor:
+                near = max(factor, round(asked / factor) * factor)
+                raise UsageError(f"{name} {asked} is not a multiple of {factor}; the nearest that is: {near}")
+            if asked > LARGEST * native:
+                raise UsageError(
+                    f"{name} {asked} is too large for '{self.name}', which draws {native} well; ask for at most "
+                    f"{LARGEST * native}"
+                )
+
+
+load = Pipeline.load
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name; UsageError if there is none such here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{name}' is not to be had here; use auto or cpu") from error
+    return device

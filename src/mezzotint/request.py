@@ -1,0 +1,129 @@
+"""One request: everything that can be asked of a pipeline, each knob named once.
+
+The fields make the command line's flags, the HTTP schema and the recipe inside a picture. None has a single
+meaning: *you choose*. What was chosen (the model's own value; for the seed, a fresh one) stands in the recipe, so
+that a recipe read back is a request that leaves nothing open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import UsageError, unknown
+
+MOST_SEEDS = 2**63  # as many as other programs can hold
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line calls a field."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+class Request(BaseModel):
+    """What to draw. Pictures are numbered from 0; picture i is the one that seed + i makes alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    task: Annotated[str, Field(description="what is to be done")] = "text2img"
+    prompt: Annotated[str, Field(description="what the picture shows")] = ""
+    negative_prompt: Annotated[
+        str, Flag("--negative"), Field(description="what guidance steers away from")
+    ] = ""
+    num_images: Annotated[
+        int, Flag("--num", "-n"), Field(ge=1, description="pictures of each prompt; number i has seed + i")
+    ] = 1
+    seed: Annotated[
+        int | None,
+        Flag("--seed"),
+        Field(
+            ge=0, lt=MOST_SEEDS, description="the same seed makes the same picture; a fresh one if not given"
+        ),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None, Flag("--steps"), Field(ge=1, le=10_000, description="steps from noise to picture")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Flag("--guidance"),
+        Field(ge=0, le=1000, description="how strongly the prompt is followed; 1 is off, at half the cost"),
+    ] = None
+    guidance_start: Annotated[
+        float,
+        Flag("--guidance-start"),
+        Field(ge=0, le=1, description="share of the steps before guidance sets in"),
+    ] = 0.0
+    guidance_end: Annotated[
+        float, Flag("--guidance-end"), Field(ge=0, le=1, description="share of the steps after which it ends")
+    ] = 1.0
+    guidance_rescale: Annotated[
+        float,
+        Flag("--guidance-rescale"),
+        Field(ge=0, le=1, description="how far the contrast that guidance adds is taken back"),
+    ] = 0.0
+    sampler: Annotated[
+        str | None,
+        Flag("--sampler"),
+        Field(description="how the steps are taken: for instance dpmpp_2m, ddim, euler_ancestral"),
+    ] = None
+    grid: Annotated[
+        str | None,
+        Flag("--grid"),
+        Field(description="how noise levels are spaced: for instance karras or trailing"),
+    ] = None
+    eta: Annotated[
+        float | None,
+        Flag("--eta"),
+        Field(ge=0, le=10, description="fresh noise in samplers that can mix it in: 0 none, 1 ancestral"),
+    ] = None
+    width: Annotated[int | None, Field(ge=1, description="pixels")] = None
+    height: Annotated[int | None, Field(ge=1, description="pixels")] = None
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Request:
+        """The request with these fields; UsageError in one line for the first that is unknown or impossible."""
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise _explained(error) from error
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any]) -> Request:
+        """The request that makes the one picture that carries `recipe`; raises UsageError as `parse` does."""
+        return cls.parse({key: value for key, value in recipe.items() if key in cls.model_fields})
+
+
+class Settled(Request):
+    """A request that leaves nothing open but `eta`, whose default is each sampler's own."""
+
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    grid: str
+    width: int
+    height: int
+
+
+def flag(field: str) -> Flag | None:
+    """How the command line calls a field of `Request`, if it does."""
+    return next((mark for mark in Request.model_fields[field].metadata if isinstance(mark, Flag)), None)
+
+
+def _explained(error: ValidationError) -> UsageError:
+    """The first thing that pydantic found, in one line."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "request"
+    if first["type"] == "extra_forbidden":
+        return unknown("field of a request", name, Request.model_fields)
+    called = flag(name) if name in Request.model_fields else None
+    spelled = f"{name} ({called.names[0]})" if called else name
+    return UsageError(f"{spelled} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")

@@ -1,0 +1,94 @@
+"""A task states a problem, a sampler solves it.
+
+    for step in SAMPLERS[name](problem.denoise, problem.x, problem.sigmas, problem.cond, noise=problem.noise): ...
+
+What every task prepares alike stands here: noise, noise levels, what the net is told, guidance. A task changes one
+of these and leaves the others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..diffusion.grids import sigma_grid
+from ..diffusion.guidance import cfg, interval
+from ..diffusion.noise import INITIAL, batch_noise
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.types import Cond, Denoise, Noise, Step
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..request import Settled
+
+
+class Problem(NamedTuple):
+    """All that a sampler needs."""
+
+    denoise: Denoise
+    x: Tensor  # [B, C, h, w] at noise level sigmas[0]
+    sigmas: Tensor  # [N + 1] float64, falling
+    cond: Cond  # B rows
+    noise: Noise
+
+
+Task = Callable[["Pipeline", "Settled"], Problem]
+
+
+def solve(problem: Problem, sampler: str, **knobs: Any) -> Iterator[Step]:
+    """The steps of a sampler by name. Raises UsageError for a knob that it does not take."""
+    taken = inspect.signature(SAMPLERS[sampler]).parameters
+    for knob in knobs:
+        if knob not in taken:
+            able = [name for name, other in SAMPLERS.items() if knob in inspect.signature(other).parameters]
+            raise UsageError(f"sampler '{sampler}' takes no {knob}; those that do: {', '.join(able)}")
+    return SAMPLERS[sampler](
+        problem.denoise, problem.x, problem.sigmas, problem.cond, noise=problem.noise, **knobs
+    )
+
+
+def levels(pipeline: Pipeline, request: Settled) -> Tensor:
+    """The noise levels of a request: sigmas [N + 1]."""
+    knobs = pipeline.plan.grid_knobs if request.grid == pipeline.plan.grid else {}
+    return sigma_grid(request.grid, pipeline.plan.process, request.num_inference_steps, **knobs)
+
+
+def fresh_noise(pipeline: Pipeline, request: Settled) -> Noise:
+    """Step -> standard normal noise [B, C, h, w]; row i is that of seed + i."""
+    seeds = [request.seed + i for i in range(request.num_images)]
+    return batch_noise(seeds, pipeline.shape(request), pipeline.device)
+
+
+def pure_noise(noise: Noise, sigma: float) -> Tensor:
+    """Where sampling starts when nothing is known of the picture: x ~ N(0, 1 + sigma^2).
+
+    Data of unit variance and nothing else is in it: so it is z = `noise` that a variance-preserving net sees.
+    """
+    x = math.hypot(1.0, sigma) * noise(INITIAL)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def told(pipeline: Pipeline, request: Settled) -> Cond:
+    """The prompt, once for each picture."""
+    rows = request.num_images
+    return pipeline.encoder(request.prompt).map(lambda field: field.expand(rows, *field.shape[1:]))
+
+
+def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
+    """The denoiser with the guidance that the request asks for, at the steps that it asks it for."""
+    if request.guidance_scale == 1:
+        return pipeline.denoiser
+    null = pipeline.encoder(request.negative_prompt)
+    strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
+    steps = len(sigmas) - 1
+    first, last = (round(share * steps) for share in (request.guidance_start, request.guidance_end))
+    if (first, last) == (0, steps):
+        return strong
+    highest = math.inf if first == 0 else float(sigmas[first])
+    return interval(strong, pipeline.denoiser, float(sigmas[max(first, last)]), highest)

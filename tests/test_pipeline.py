@@ -1,0 +1,247 @@
+"""From a request to pictures: each is its seed's own, each can be made again, and nothing wrong passes in silence."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mezzotint import Pipeline, Request
+from mezzotint.diffusion.noise import INITIAL, image_noise
+from mezzotint.diffusion.process import VariancePreserving
+from mezzotint.errors import MezzotintError, UsageError
+from mezzotint.formats.scheduler import Plan
+from mezzotint.pipeline import Picture, Progress
+from tiny import LENGTH, STEPS, tiny_checkpoint, write_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    return Pipeline.load(folder, device="cpu")
+
+
+def pictures(pipeline, **fields):
+    request = Request.parse({"prompt": "a red apple"} | fields)
+    return [event for event in pipeline.generate(request) if isinstance(event, Picture)]
+
+
+def same(left, right):
+    return np.array_equal(np.asarray(left.image), np.asarray(right.image))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
+def test_picture_of_a_batch_is_that_of_its_seed_alone(pipeline, sampler):
+    alone = [pictures(pipeline, seed=5 + i, sampler=sampler)[0] for i in range(8)]
+    for size in (3, 8):
+        batch = pictures(pipeline, seed=5, num_images=size, sampler=sampler)
+        assert [picture.seed for picture in batch] == list(range(5, 5 + size))
+        assert all(map(same, batch, alone))
+    assert not same(alone[0], alone[1])
+
+
+def test_drawn_together_they_are_the_same_but_for_rounding(pipeline):
+    request = Request(prompt="a red apple", seed=5, num_images=3)
+    together = [e for e in pipeline.generate(request, together=2) if isinstance(e, Picture)]
+    for a, b in zip(together, pictures(pipeline, seed=5, num_images=3), strict=True):
+        assert a.recipe == b.recipe
+        difference = np.asarray(a.image).astype(int) - np.asarray(b.image).astype(int)
+        assert abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "heun"])
+def test_recipe_makes_the_picture_again(pipeline, sampler):
+    first = pictures(pipeline, num_images=2, sampler=sampler, guidance_scale=2.0, grid="karras")[1]
+    again = pictures(pipeline, **Request.of_recipe(first.recipe).model_dump())[0]
+    assert same(first, again)
+    assert again.recipe == first.recipe
+
+
+def test_what_is_left_open_is_chosen_and_told(pipeline, folder):
+    recipe = pictures(pipeline)[0].recipe
+    assert recipe["num_inference_steps"] == STEPS
+    assert recipe["guidance_scale"] == 3.0
+    assert (recipe["sampler"], recipe["grid"]) == ("dpmpp_2m", "trailing")
+    assert (recipe["width"], recipe["height"]) == (16, 16)
+    assert recipe["model"] == "tiny"
+    assert recipe["seed"] != pictures(pipeline)[0].recipe["seed"]
+    assert None not in {recipe[key] for key in recipe if key != "eta"}
+
+
+def test_prompt_negative_prompt_and_guidance_have_effect(pipeline):
+    plain = pictures(pipeline, seed=1)[0]
+    assert not same(plain, pictures(pipeline, seed=1, prompt="two green cats")[0])
+    assert not same(plain, pictures(pipeline, seed=1, negative_prompt="cats")[0])
+    assert not same(plain, pictures(pipeline, seed=1, guidance_rescale=0.7)[0])
+    off = pictures(pipeline, seed=1, guidance_scale=1)[0]
+    assert not same(plain, off)
+    assert same(off, pictures(pipeline, seed=1, guidance_scale=1, negative_prompt="cats")[0])
+
+
+def test_guidance_in_a_part_of_the_steps(pipeline, monkeypatch):
+    rows = []
+    forward = type(pipeline.denoiser.net).forward
+    monkeypatch.setattr(
+        type(pipeline.denoiser.net),
+        "forward",
+        lambda net, z, t, cond: rows.append(len(z)) or forward(net, z, t, cond),
+    )
+    pictures(pipeline, seed=1, guidance_start=0.25, guidance_end=0.75)
+    assert rows == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 20), (2, 2)])
+def test_other_sizes(pipeline, size):
+    image = pictures(pipeline, width=size[0], height=size[1])[0].image
+    assert image.size == size
+
+
+def test_steps_are_announced_and_can_be_looked_at(pipeline):
+    events = list(pipeline.generate(Request(prompt="cats", num_images=2)))
+    steps = [event for event in events if isinstance(event, Progress)]
+    assert [(event.first, event.step) for event in steps] == [
+        (i, s + 1) for i in range(2) for s in range(STEPS)
+    ]
+    assert steps[-1].sigma == 0
+    assert same(Picture(0, steps[-1].state()[0], {}), events[-1])
+    assert steps[0].look()[0].size == (16, 16)
+
+
+def test_closing_the_iterator_stops_the_work(pipeline, monkeypatch):
+    calls = []
+    forward = type(pipeline.denoiser.net).forward
+    monkeypatch.setattr(
+        type(pipeline.denoiser.net), "forward", lambda net, *given: calls.append(1) or forward(net, *given)
+    )
+    events = pipeline.generate(Request(prompt="cats"))
+    next(events)
+    events.close()
+    assert calls == [1]
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"sampler": "dpm_2m"}, "unknown sampler 'dpm_2m'; did you mean 'dpmpp_2m'"),
+        ({"grid": "karas"}, "unknown grid 'karas'; did you mean 'karras'"),
+        ({"task": "text2image"}, "unknown task 'text2image'; did you mean 'text2img'"),
+        ({"width": 17}, "width 17 is not a multiple of 2; the nearest that is: 16"),
+        ({"height": 4096}, "height 4096 is too large for 'tiny', which draws 16 well; ask for at most 128"),
+        (
+            {"prompt": "apple " * LENGTH},
+            "the prompt has 2 tokens more than the 10 that the text encoder holds",
+        ),
+        ({"negative_prompt": "cats " * LENGTH}, "the negative prompt has"),
+        ({"num_inference_steps": 2000}, "2000 steps asked of a model with 1000 timesteps"),
+        ({"eta": 1.0}, "sampler 'dpmpp_2m' takes no eta; those that do: ddim"),
+        ({"seed": -1}, "seed (--seed) is -1: input should be greater than or equal to 0"),
+        ({"guidance": 3}, "unknown field of a request 'guidance'; did you mean 'guidance_"),
+        ({"guidance_scale": float("nan")}, "guidance_scale (--guidance) is nan"),
+    ],
+)
+def test_impossible_requests(pipeline, fields, says):
+    with pytest.raises(UsageError) as caught:
+        pictures(pipeline, **fields)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_do_not_fit_are_named(pipeline):
+    with pytest.raises(UsageError, match="'apple apple' did not fit"):
+        pictures(pipeline, prompt="apple " * (LENGTH - 3) + "cats apple apple")
+
+
+def test_models_that_are_not_there(tmp_path, folder):
+    with pytest.raises(UsageError, match=r"unknown model 'nomodel'; \(known: .*path of a diffusers folder"):
+        Pipeline.load("nomodel")
+    with pytest.raises(MezzotintError, match="no such folder"):
+        Pipeline.load(tmp_path / "missing")
+    with pytest.raises(UsageError, match="device 'tpu9' is not to be had"):
+        Pipeline.load(folder, device="tpu9")
+
+
+def test_card_with_an_unknown_key(tmp_path):
+    broken = write_tiny(tmp_path / "tiny")
+    (broken / "mezzotint.json").write_text('{"guidance": 3}')
+    with pytest.raises(
+        MezzotintError, match=r"mezzotint.json: unknown key 'guidance'; did you mean 'guidance_scale'"
+    ):
+        Pipeline.load(broken)
+
+
+def test_a_picture_that_is_not_finite_is_an_error(tmp_path):
+    checkpoint = tiny_checkpoint()
+    checkpoint.unet.conv_out.bias.data[0] = float("nan")
+    sick = Pipeline.load(write_tiny(tmp_path / "sick", checkpoint), device="cpu")
+    with pytest.raises(MezzotintError, match=r"step 1 of 4 with seed 3 gave numbers that are not finite"):
+        pictures(sick, seed=3)
+
+
+@pytest.mark.parametrize(("bias", "says"), [(float("inf"), "not finite"), (-1e4, "black all over")])
+def test_a_black_picture_is_an_error(tmp_path, bias, says):
+    checkpoint = tiny_checkpoint()
+    checkpoint.vae.decoder.conv_out.bias.data[:] = bias
+    sick = Pipeline.load(write_tiny(tmp_path / "sick", checkpoint), device="cpu")
+    with pytest.raises(
+        MezzotintError, match=rf"the picture of seed 3 is .*{says}|the picture of seed 3 is {says}"
+    ):
+        pictures(sick, seed=3)
+
+
+def test_fingerprint_is_of_the_weights_and_not_of_the_card(tmp_path, pipeline):
+    copy = write_tiny(tmp_path / "copy")
+    (copy / "mezzotint.json").unlink()
+    assert Pipeline.load(copy).fingerprint == pipeline.fingerprint
+    checkpoint = tiny_checkpoint()
+    checkpoint.unet.conv_out.bias.data[0] += 1
+    other = Pipeline.load(write_tiny(tmp_path / "other", checkpoint))
+    assert other.fingerprint != pipeline.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid", "knobs", "tolerance"),
+    [
+        ("dpmpp_2m", "trailing", {}, 1),
+        (
+            "dpmpp_2m",
+            "karras",
+            {},
+            3,
+        ),  # there the net is told rounded timesteps for these levels, here exact ones
+        ("ddim", "leading", {"steps_offset": 1}, 1),
+    ],
+)
+def test_diffusers_draws_the_same(tmp_path, sampler, grid, knobs, tolerance):
+    from diffusers import StableDiffusionPipeline
+
+    plan = Plan(VariancePreserving(), "v_prediction", sampler, {}, grid, knobs)
+    folder = write_tiny(tmp_path / "model", tiny_checkpoint(plan))
+    ours = pictures(Pipeline.load(folder, device="cpu"), seed=7, num_inference_steps=6)[0]
+    theirs = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    drawn = theirs(
+        "a red apple",
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        latents=image_noise(7, INITIAL, (4, 8, 8))[None],
+    ).images[0]
+    assert abs(np.asarray(ours.image).astype(int) - np.asarray(drawn).astype(int)).max() <= tolerance
+
+
+def test_imports_only_what_it_uses(folder):
+    script = (
+        "import sys, mezzotint\n"
+        "assert 'torch' not in sys.modules\n"
+        f"mezzotint.load({str(folder)!r}, device='cpu')('a red apple')\n"
+        "heavy = {'diffusers', 'transformers', 'scipy', 'torch._dynamo', 'torch.distributed.nn', 'torchvision',"
+        " 'typer', 'sympy', 'mezzotint.training', 'mezzotint.data', 'mezzotint.metrics'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
