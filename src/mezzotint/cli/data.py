@@ -1,0 +1,42 @@
+"""`mezzotint data`: pictures with captions, to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Force, Json
+from .show import Show
+
+data = typer.Typer(help="Make data to train on.", no_args_is_help=True)
+
+
+@data.callback()
+def group() -> None:
+    """Make data to train on."""
+
+
+@data.command()
+def emoji(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    font: Annotated[
+        Path | None, typer.Option(help="A Noto Color Emoji font; the installed one if not given.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder or tar of its PNGs, instead of the font.")
+    ] = None,
+    keywords: Annotated[Path | None, typer.Option(help="JSON: emoji to a list of words.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Render every emoji with its names: RGBA pictures and metadata.jsonl; the same bytes each time."""
+    from ..data.emoji import emoji_set, write_emoji
+
+    show = Show(as_json)
+    found = emoji_set(font=font, images=images, keywords=keywords)
+    for _ in show.each(write_emoji(found, out, replace=force), len(found), "emoji", unit="pictures"):
+        pass
+    show.note(f"{len(found)} named pictures of {found.source}; {found.unnamed} without a name were left out")
+    show.result(str(out), event="data", path=str(out), pictures=len(found), unnamed=found.unnamed)

@@ -1,0 +1,76 @@
+"""`mezzotint info`: what a model is, read from its files without loading it."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json
+from .show import Show
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(help="The name of an embedded model, or a diffusers folder.")
+    ] = "emoji",
+    as_json: Json = False,
+) -> None:
+    """Say what a model is: components, parameters, precision, memory, and what it draws with by default."""
+    from ..catalog import content_hash, find_model
+
+    show = Show(as_json)
+    folder = find_model(model)
+    facts = _facts(folder) | {"hash": content_hash(folder), "folder": str(folder)}
+    width = max(map(len, facts)) + 2
+    lines = [f"{key.replace('_', ' '):{width}}{_spelled(value)}" for key, value in facts.items()]
+    show.result("\n".join(lines), **facts)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    from ..catalog import read_defaults
+    from ..formats.folder import STEMS, read_configs
+    from ..formats.tensors import read_weights
+
+    configs = read_configs(folder)
+    defaults = read_defaults(folder, configs.unet, configs.vae, configs.plan)
+    facts: dict[str, Any] = {"model": folder.name, "kind": "latent text-to-image, Stable Diffusion's layout"}
+    if configs.unet.in_channels != configs.vae.latent_channels:
+        facts["kind"] = "latent inpainting, Stable Diffusion's layout"
+    total = stored = 0
+    for part, stem in STEMS.items():
+        tensors, _ = read_weights(folder / part, stem)
+        count = sum(prod(tensor.shape) for tensor in tensors.values())
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+        facts[part] = {"parameters": count, "megabytes": round(size / 1e6, 1), "precision": kinds}
+        total, stored = total + count, stored + size
+    process = configs.plan.process
+    return facts | {
+        "parameters": total,
+        "megabytes_on_disk": round(stored / 1e6, 1),
+        "megabytes_of_weights_in_memory": round(total * 4 / 1e6, 1),
+        "size": f"{defaults.width}x{defaults.height}",
+        "latents": f"{configs.vae.latent_channels} channels, {configs.vae.factor} times smaller",
+        "tokens": configs.text_encoder.max_position_embeddings - 2,
+        "prediction": configs.plan.prediction,
+        "noise_schedule": f"{process.schedule}, {process.steps} steps, sigma {process.sigma_min:.3g} to "
+        f"{process.sigma_max:.3g}",
+        "sampler": defaults.sampler,
+        "grid": defaults.grid,
+        "num_inference_steps": defaults.num_inference_steps,
+        "guidance_scale": defaults.guidance_scale,
+        "license": defaults.license or "not told",
+    }
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{_spelled(v)} {k}" if isinstance(v, int | float) else _spelled(v) for k, v in value.items()
+        )
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,81 @@
+"""Options: those of every drawing command come from the fields of `Request`, where each knob is named once."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from ..errors import UsageError
+from ..request import Request, flag
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="The name of an embedded model, or a diffusers folder.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
+Size = Annotated[
+    str,
+    typer.Option("--size", metavar="WxH", help="Width and height in pixels; the model's own if not given."),
+]
+
+
+def with_request(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for each field of `Request` that has a flag; it gets them as `asked`.
+
+    `asked` holds those that were given on the command line and nothing else.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
+    fields = [name for name in Request.model_fields if flag(name)]
+
+    @wraps(command)
+    def filled(**given: Any) -> None:
+        values = {name: given.pop(name) for name in fields}
+        command(**given, asked={name: value for name, value in values.items() if value is not None})
+
+    made = [_option(name) for name in fields]
+    vars(filled)["__signature__"] = inspect.Signature([*own, *made])  # what typer reads
+    filled.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *made]}
+    return filled
+
+
+def _option(name: str) -> inspect.Parameter:
+    field, called = Request.model_fields[name], flag(name)
+    assert called is not None
+    plain: Any = next(
+        (kind for kind in get_args(field.annotation) if kind is not type(None)), field.annotation
+    )
+    default = f" [default: {field.default}]" if field.default not in (None, "") else ""
+    help_text = f"{(field.description or '')[:1].upper()}{(field.description or '')[1:]}.{default}"
+    option = typer.Option(*called.names, help=help_text, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
+    )
+
+
+def parsed_size(size: str) -> dict[str, int]:
+    """Width and height of a `WxH`, or of one number for both; nothing of an empty text."""
+    if not size:
+        return {}
+    found = re.fullmatch(r"(\d+)(?:\s*[xX×]\s*(\d+))?", size.strip())
+    if not found:
+        raise UsageError(f"--size {size}: write it as WIDTHxHEIGHT, for instance 128x128")
+    return {"width": int(found[1]), "height": int(found[2] or found[1])}
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A file's name for a text: its letters and numbers, lower-case, joined by dashes."""
+    words = "-".join(re.findall(r"[^\W_]+", text.lower()))
+    return words.encode()[:length].decode(errors="ignore").strip("-") or "picture"
+
+
+def free(path: Path) -> Path:
+    """`path`, or with a number before its suffix if something stands there."""
+    names = [path, *(path.with_stem(f"{path.stem}-{i}") for i in range(2, 10_000))]
+    return next((name for name in names if not name.exists()), path)

@@ -1,0 +1,62 @@
+"""`mezzotint train`: a configuration to a model, with an eye on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json
+from .show import Show
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML file; see configs/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train, or go on training, what a configuration describes; it may be interrupted at any moment."""
+    from ..training.config import read_config
+
+    settings = read_config(config, overrides)
+
+    from ..training.watch import run
+
+    show = Show(as_json)
+    with show.bar() as progress:
+        task = progress.add_task(settings.stage, total=settings.optim.steps, note="")
+        for now in run(settings):
+            progress.update(
+                task,
+                completed=now.stats.step,
+                note=f"loss {now.stats.loss:.4f}, {now.images_per_second:.1f} pictures/s, "
+                f"{_time(now.seconds_left)} left, {now.precision}",
+            )
+            if now.stats.step % settings.run.log == 0 or now.stats.step == settings.optim.steps:
+                show.event(
+                    event="step",
+                    step=now.stats.step,
+                    steps=now.steps,
+                    loss=now.stats.loss,
+                    parts=now.stats.parts,
+                    lr=now.stats.lr,
+                    images_per_second=now.images_per_second,
+                    seconds_left=now.seconds_left,
+                )
+                if not show.live:
+                    show.note(
+                        f"step {now.stats.step} of {now.steps}: loss {now.stats.loss:.4f}, "
+                        f"{now.images_per_second:.1f} pictures/s, {_time(now.seconds_left)} left"
+                    )
+    result = settings.out / settings.stage
+    show.result(str(result), event="model", path=str(result))
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
