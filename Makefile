@@ -15,7 +15,7 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 .PHONY: demo test test-all lint model evaluate benchmark clean
 
 demo: $(VENV)/.core
-	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo
+	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
 
 test: $(VENV)/.test lint
 	$(BIN)/pytest
@@ -37,7 +37,7 @@ model: $(VENV)/.train
 	$(BIN)/mezzotint train configs/emoji.toml
 
 evaluate: $(VENV)/.train
-	$(BIN)/mezzotint evaluate emoji --data $(EMOJI)/data --judge $(EMOJI)/judge --out out/evaluation
+	$(BIN)/mezzotint evaluate --data $(EMOJI)/data --judge $(EMOJI)/judge.safetensors --out out/evaluation
 
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/generate.py

@@ -33,6 +33,11 @@ def evaluate(
         Path, typer.Option(help="The configuration it was trained with: which scenes it has seen.")
     ] = Path("configs/emoji.toml"),
     device: Device = "auto",
+    share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Ask this share of the questions: quicker, wider intervals."),
+    ] = 1.0,
+    judge_steps: Annotated[int, typer.Option(min=1, help="Steps of the judge's training.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Measure names, unknown words, colours, scenes, copying and reconstruction, each with its interval."""
@@ -53,7 +58,7 @@ def evaluate(
             judge,
             out,
             stream=_seen(config),
-            config=EvaluationConfig(),
+            config=EvaluationConfig().scaled(share),
             training=training,
             reconstruct=_reconstructs(pipeline),
             about=about,

@@ -9,6 +9,7 @@ time, each is used `reuse` times under other noise, and then a new pool is made.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..catalog import CARD
 from ..data.scenes import load_scenes
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.grids import sigma_grid
@@ -43,6 +45,8 @@ from .loop import Loss
 from .vae import from_unit, to_unit
 
 N = TypeVar("N", bound=nn.Module)
+
+STEPS = 20  # of DPM-Solver++(2M): what the samples are made with, and the default that is shipped
 
 PROMPTS = (  # of the sample grids; what is hard stands beside what is easy
     "a red apple",
@@ -137,7 +141,7 @@ class DiffusionStage:
             self._pool = (number, Pool(tensors["latents"], tensors["ids"]))
         return self._pool[1]
 
-    def _make_pool(self, number: int, part: int = 64) -> Pool:
+    def _make_pool(self, number: int, part: int = 16) -> Pool:
         latents, ids = [], []
         for start in range(0, self.settings.pool, part):
             scenes = [
@@ -194,7 +198,7 @@ class DiffusionStage:
         return levels(self.process, size, draw, **knobs)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int = 20) -> np.ndarray:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int = STEPS) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3] by DPM-Solver++(2M) with guidance, from the nets as they are."""
         side = self.config.net.get("sample_size", 16)
         channels = self.net.config.in_channels
@@ -217,7 +221,9 @@ class DiffusionStage:
         """Write the whole model as a diffusers folder in half precision."""
         plan = Plan(self.process, self.settings.prediction, sampler="dpmpp_2m", grid="karras")
         checkpoint = Checkpoint(self.net, self.vae, self.text, self.tokenizer, plan)
-        write_folder(folder, checkpoint, dtype=torch.float16, replace=True)
+        defaults = {"num_inference_steps": STEPS, "guidance_scale": self.settings.guidance}
+        files = {CARD: json.dumps(defaults, indent=2) + "\n"}
+        write_folder(folder, checkpoint, dtype=torch.float16, files=files, replace=True)
 
 
 @torch.no_grad()
