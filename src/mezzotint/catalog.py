@@ -62,7 +62,7 @@ def read_defaults(folder: Path, unet: UNetConfig, vae: VAEConfig, plan: Plan) ->
     """
     size = unet.sample_size or 64
     height, width = size if isinstance(size, tuple) else (size, size)
-    said = {
+    said: dict[str, Any] = {
         "sampler": plan.sampler,
         "grid": plan.grid,
         "width": width * vae.factor,
