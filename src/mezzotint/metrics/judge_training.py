@@ -34,7 +34,7 @@ TRAIN, HELD_OUT = "judge", "judge held out"  # names of the two streams of pictu
 class JudgeTraining:
     """How long and how hard; the defaults take about eight minutes on two cores."""
 
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 128
     lr: float = 3e-3
     weight_decay: float = 0.02
@@ -134,7 +134,7 @@ class Augment:
         draw = generator(*key)
         indices = torch.randint(self.n, (size,), generator=draw)
         x = background(size, draw)[:, :, None, None].expand(-1, -1, self.side, self.side)
-        beside = torch.randperm(size, generator=draw)[: size // 4]
+        beside = torch.randperm(size, generator=draw)[: -(-size // 4)]
         others = torch.randint(self.n, (len(beside),), generator=draw)
         scale, shift = placement(size, draw)
         x = x.clone()
@@ -143,7 +143,7 @@ class Augment:
         x = recolour(x, draw)
         x = soften(x, draw)
         x = x + 0.2 * uniform(size, draw).square()[:, None, None, None] * torch.randn(x.shape, generator=draw)
-        some = torch.randperm(size, generator=draw)[: size // 5]
+        some = torch.randperm(size, generator=draw)[: -(-size // 5)]
         x[some] = compressed(x[some], draw)
         return indices, x.contiguous(memory_format=torch.channels_last)
 
