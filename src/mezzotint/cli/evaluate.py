@@ -48,7 +48,7 @@ def evaluate(
 
     show = Show(as_json)
     pipeline = Pipeline.load(model, device=device)
-    training = JudgeTraining()
+    training = JudgeTraining(steps=judge_steps)
     about = {"model": pipeline.name, "model_hash": pipeline.fingerprint}
     with show.bar() as progress:
         task = progress.add_task("judge", total=training.steps, note="")
