@@ -95,7 +95,7 @@ def test_every_flag_of_a_request_arrives(call, here):
 
 
 def test_json_lines(call, here):
-    status, out, err = call(*RED, "--json", "-o", "p", "-n", "2", "--seed", "1")
+    status, out, err = call(*RED, "--json", "-o", "p", "-n", "2", "--seed", "1", "--together", "1")
     lines = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert err == ""

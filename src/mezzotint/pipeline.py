@@ -3,8 +3,7 @@
     settle -> task states a problem -> sampler yields steps -> codec decodes -> picture with its recipe
 
 Down once; pictures stream up. What happens on the way is an iterator of events, and whoever closes it stops the work.
-Picture i is the one that seed + i makes alone: on a processor each is drawn by itself, so that every kernel sees the
-same shapes and the last bit cannot depend on the company it was drawn in.
+Picture i is the one that seed + i makes alone; on a processor that holds to the last bit (see `exact.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from .diffusion.grids import GRIDS
 from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
+from .exact import products_in_pairs
 from .formats.folder import read_folder
 from .formats.image import to_image
 from .formats.scheduler import Plan
@@ -36,7 +36,8 @@ from .request import Request, Settled
 from .tasks import TASKS, solve
 from .text import TextEncoder
 
-TOGETHER_ON_ACCELERATOR = 8
+TOGETHER = 8  # pictures at most that are drawn at a time
+SMALL = 8192  # elements per channel that a batch may have on a processor: beyond, it costs memory and gains nothing
 LARGEST = 8  # times the size that the model was made for, in width and in height
 FRESH_SEEDS = 2**32  # short enough to be typed again
 
@@ -95,10 +96,15 @@ class Pipeline:
         folder = find_model(model)
         where = _device(device)
         checkpoint = read_folder(folder, device=where)
+        unet = channels_last(checkpoint.unet)
         return cls(
             name=folder.name,
             folder=folder,
-            denoiser=Denoiser(channels_last(checkpoint.unet), checkpoint.process, checkpoint.prediction),
+            denoiser=Denoiser(
+                products_in_pairs(unet) if where.type == "cpu" else unet,
+                checkpoint.process,
+                checkpoint.prediction,
+            ),
             codec=Latents(channels_last(checkpoint.vae)),
             encoder=TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer, where),
             plan=checkpoint.plan,
@@ -110,6 +116,11 @@ class Pipeline:
     def fingerprint(self) -> str:
         """SHA-256 of the model's files: what a recipe knows it by."""
         return content_hash(self.folder)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a batch is held to the last bit: on processors."""
+        return self.device.type == "cpu"
 
     def __call__(self, prompt: str, **fields: Any) -> list[Image.Image]:
         """The pictures of a prompt; `fields` are those of `Request`. Raises as `generate` does."""
@@ -138,18 +149,21 @@ class Pipeline:
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:
         """The pictures of a request, each announced by the steps that lead to it.
 
-        `together`: how many are drawn at a time. The default is 1 on a processor, where it costs little and makes
-        picture i bit-equal to the one that seed + i makes alone; on an accelerator it is 8, and the last bits may
-        differ. Raises UsageError as `settle` does, MezzotintError for a picture that is not finite or all black.
+        `together`: how many are drawn at a time; the default is as many as it pays to. Raises UsageError as `settle`
+        does, MezzotintError for a picture that is not finite or all black.
         """
         settled = self.settle(request)
-        at_a_time = together or (1 if self.device.type == "cpu" else TOGETHER_ON_ACCELERATOR)
+        at_a_time = together or self._together(settled)
         for first in range(0, settled.num_images, at_a_time):
             part = {
                 "seed": settled.seed + first,
                 "num_images": min(at_a_time, settled.num_images - first),
             }
             yield from self._draw(settled.model_copy(update=part), first)
+
+    def _together(self, request: Settled) -> int:
+        _, height, width = self.shape(request)
+        return max(1, min(TOGETHER, SMALL // (height * width))) if self.exact else TOGETHER
 
     @torch.inference_mode()
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:

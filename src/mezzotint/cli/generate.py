@@ -38,8 +38,7 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Pictures drawn at a time; with 1, the default on a processor, every picture is, to the last bit, "
-            "the one that its seed makes alone.",
+            help="Pictures drawn at a time, as many as it pays to if not given; it does not change them.",
         ),
     ] = None,
     device: Device = "auto",

@@ -22,6 +22,7 @@ from ..diffusion.noise import INITIAL, batch_noise
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond, Denoise, Noise, Step
 from ..errors import UsageError
+from ..exact import tried
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -82,13 +83,15 @@ def told(pipeline: Pipeline, request: Settled) -> Cond:
 
 def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
     """The denoiser with the guidance that the request asks for, at the steps that it asks it for."""
+    plain = tried(pipeline.denoiser) if pipeline.exact else pipeline.denoiser
     if request.guidance_scale == 1:
-        return pipeline.denoiser
+        return plain
     null = pipeline.encoder(request.negative_prompt)
     strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
+    strong = tried(strong) if pipeline.exact else strong
     steps = len(sigmas) - 1
     first, last = (round(share * steps) for share in (request.guidance_start, request.guidance_end))
     if (first, last) == (0, steps):
         return strong
     highest = math.inf if first == 0 else float(sigmas[first])
-    return interval(strong, pipeline.denoiser, float(sigmas[max(first, last)]), highest)
+    return interval(strong, plain, float(sigmas[max(first, last)]), highest)
