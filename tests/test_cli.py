@@ -229,12 +229,9 @@ def test_debug_shows_where_it_came_from(call, here):
         call(*RED, "--sampler", "eulr", "--debug")
 
 
-def test_a_word_after_two_dashes_is_a_prompt(call, here):
-    assert (
-        call("generate", "--seed", "1", "-o", "p", "--", "--debug")[0] != 0
-    )  # swallows -m, too: it is a prompt
-    status, out, _ = call("generate", "-o", "p", "--seed", "1", "a -- b")
-    assert (status, out) == (0, "p/a-b-1.png\n")
+def test_a_word_after_two_dashes_is_a_prompt(call, here, folder):
+    status, out, _ = call("generate", "-m", folder, "-o", "p", "--seed", "1", "--", "--debug")
+    assert (status, out) == (0, "p/debug-1.png\n")
 
 
 def break_weights(model):
