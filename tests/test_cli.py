@@ -54,7 +54,13 @@ def pixels(path):
 
 def in_process(*arguments, **options):
     command = [sys.executable, "-c", "import mezzotint.cli; mezzotint.cli.main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, preexec_fn=heeds_interrupts, **pipes, **options)
+
+
+def heeds_interrupts():
+    """A shell that starts the tests in the background tells its children to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # --- what works ---

@@ -227,7 +227,12 @@ def test_interrupted_writer_leaves_nothing(tmp_path):
         "    (part / 'x').write_text('half'); print('there', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, tmp_path / "f"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
     child.stdout.readline()
     time.sleep(0.05)
