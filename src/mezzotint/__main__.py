@@ -1,0 +1,5 @@
+"""`python -m mezzotint` is the command `mezzotint`."""
+
+from .cli import main
+
+main()
