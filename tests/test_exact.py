@@ -15,14 +15,16 @@ from mezzotint.nets.blocks import channels_last
 
 def test_products_in_pairs_do_not_depend_on_the_batch():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(160, 1280), nn.GELU(), nn.Linear(1280, 160))
+    net = nn.Sequential(nn.Linear(160, 1280), nn.GELU(), nn.Linear(1280, 160, bias=False))
     x = torch.randn(16, 64, 160)
     plain = net(x)
-    paired = products_in_pairs(net)(x)
-    torch.testing.assert_close(paired, plain)
-    for rows in (2, 4, 10):
-        assert torch.equal(net(x[:rows].clone()), paired[:rows])
-    assert net(x[:3]).shape == (3, 64, 160)
+    with torch.inference_mode():
+        paired = products_in_pairs(net)(x)
+        torch.testing.assert_close(paired, plain)
+        for rows in (2, 4, 10):
+            assert torch.equal(net(x[:rows].clone()), paired[:rows])
+        assert net(x[:3]).shape == (3, 64, 160)
+    assert net(x).requires_grad
 
 
 def counted(error):
@@ -40,7 +42,7 @@ def counted(error):
 def test_batches_are_used_if_they_are_equal_and_dropped_if_not(error, calls):
     denoise, sizes = counted(error)
     x, sigma, cond = torch.randn(4, 2, 3, 3), torch.ones(4), Cond(text=torch.randn(4, 5, 2))
-    held = tried(denoise)
+    held = tried(denoise, {})
     for _ in range(2):
         together = held(x, sigma, cond)
         alone = [x[i : i + 1] / 2 + error for i in range(4)]
@@ -48,12 +50,15 @@ def test_batches_are_used_if_they_are_equal_and_dropped_if_not(error, calls):
     assert sizes == calls
 
 
-def test_another_size_is_tried_anew():
+def test_another_shape_or_kind_is_tried_anew_and_the_same_is_not():
     denoise, sizes = counted(0.0)
-    held = tried(denoise)
+    trials = {}
     for rows in (1, 3, 3, 2):
-        held(torch.randn(rows, 1, 2, 2), torch.ones(rows), Cond())
+        tried(denoise, trials, "plain")(torch.randn(rows, 1, 2, 2), torch.ones(rows), Cond())
     assert sizes == [1, 3, 1, 1, 3, 2, 1, 1]
+    tried(denoise, trials, "guided")(torch.randn(3, 1, 2, 2), torch.ones(3), Cond())
+    assert sizes[-3:] == [3, 1, 1]
+    assert trials == {("plain", 3, 1, 2, 2): True, ("plain", 2, 1, 2, 2): True, ("guided", 3, 1, 2, 2): True}
 
 
 def test_a_net_of_the_size_of_the_embedded_one():
@@ -73,7 +78,7 @@ def test_a_net_of_the_size_of_the_embedded_one():
     )
     net = products_in_pairs(channels_last(UNet(config).eval()))
     null, text = torch.randn(1, 32, 256), torch.randn(1, 32, 256)
-    denoise = tried(cfg(Denoiser(net, VariancePreserving(), "v_prediction"), 3.0, Cond(text=null)))
+    denoise = tried(cfg(Denoiser(net, VariancePreserving(), "v_prediction"), 3.0, Cond(text=null)), {})
     x = torch.randn(5, 8, 16, 16).contiguous(memory_format=torch.channels_last)
 
     def at(rows):

@@ -32,31 +32,39 @@ def products_in_pairs(net: M) -> M:
 
 
 def _in_pairs(linear: nn.Linear, x: Tensor) -> Tensor:
-    if len(x) <= PAIR or len(x) % PAIR:
+    if len(x) <= PAIR or len(x) % PAIR or torch.is_grad_enabled():
         return F.linear(x, linear.weight, linear.bias)
-    return torch.cat([F.linear(pair, linear.weight, linear.bias) for pair in x.split(PAIR)])
+    y = x.new_empty(*x.shape[:-1], linear.out_features)
+    for rows, answers in zip(x.split(PAIR), y.split(PAIR), strict=True):
+        flat = rows.flatten(0, -2), linear.weight.T
+        if linear.bias is None:
+            torch.mm(*flat, out=answers.flatten(0, -2))
+        else:
+            torch.addmm(linear.bias, *flat, out=answers.flatten(0, -2))
+    return y
 
 
-def tried(denoise: Denoise) -> Denoise:
+Trials = dict[tuple[str | int, ...], bool]  # (what was tried, shape of the batch) -> whether it was equal
+
+
+def tried(denoise: Denoise, trials: Trials, kind: str = "") -> Denoise:
     """Batches at once if, at the first one, its first and last image come out as they do alone; else one by one.
 
-    Kernels are picked by shapes, not by values, so that one trial speaks for all batches of that size; it costs two
-    evaluations of one image.
+    Kernels are picked by shapes, not by values, so that one trial speaks for all batches of a shape; it costs two
+    evaluations of one image. `trials` remembers what was found of denoisers of this `kind`.
     """
     alone = per_image(denoise)
-    trusted: dict[int, bool] = {}  # by the size of the batch
 
     def evaluated(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        size = len(x)
-        if size == 1 or not trusted.get(size, True):
+        key = (kind, *x.shape)
+        if len(x) == 1 or not trials.get(key, True):
             return alone(x, sigma, cond)
         together = denoise(x, sigma, cond)
-        if size not in trusted:
-            ends = [0, size - 1]
-            trusted[size] = torch.equal(
-                together[ends], alone(x[ends], sigma[ends], cond.map(lambda f: f[ends]))
-            )
-            if not trusted[size]:
+        if key not in trials:
+            ends = [0, len(x) - 1]
+            apart = alone(x[ends], sigma[ends], cond.map(lambda field: field[ends]))
+            trials[key] = torch.equal(together[ends], apart)
+            if not trials[key]:
                 return alone(x, sigma, cond)
         return together
 

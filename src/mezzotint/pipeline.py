@@ -27,7 +27,7 @@ from .diffusion.grids import GRIDS
 from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
-from .exact import products_in_pairs
+from .exact import Trials, products_in_pairs
 from .formats.folder import read_folder
 from .formats.image import to_image
 from .formats.scheduler import Plan
@@ -85,6 +85,7 @@ class Pipeline:
     plan: Plan
     defaults: Defaults
     device: torch.device
+    trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
 
     @classmethod
     def load(cls, model: str | Path = "emoji", *, device: str = "auto") -> Pipeline:

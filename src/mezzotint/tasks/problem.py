@@ -83,12 +83,16 @@ def told(pipeline: Pipeline, request: Settled) -> Cond:
 
 def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
     """The denoiser with the guidance that the request asks for, at the steps that it asks it for."""
-    plain = tried(pipeline.denoiser) if pipeline.exact else pipeline.denoiser
+
+    def held(denoise: Denoise, kind: str) -> Denoise:
+        return tried(denoise, pipeline.trials, kind) if pipeline.exact else denoise
+
+    plain = held(pipeline.denoiser, "plain")
     if request.guidance_scale == 1:
         return plain
     null = pipeline.encoder(request.negative_prompt)
     strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
-    strong = tried(strong) if pipeline.exact else strong
+    strong = held(strong, "rescaled" if request.guidance_rescale else "guided")
     steps = len(sigmas) - 1
     first, last = (round(share * steps) for share in (request.guidance_start, request.guidance_end))
     if (first, last) == (0, steps):
