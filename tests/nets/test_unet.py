@@ -51,6 +51,14 @@ CONFIGS = {
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 16 + 6 * 8,
     },
+    "pooled_text": {  # the text told beside the time, and the time scaling the maps
+        "block_out_channels": (32, 64),
+        "down_block_types": (PLAIN, CROSS),
+        "up_block_types": (CROSS_UP, PLAIN_UP),
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 6,
+        "resnet_time_scale_shift": "scale_shift",
+    },
     "odd_one_out": {  # what only few files use: all values away from their defaults
         "block_out_channels": (16, 32),
         "down_block_types": (PLAIN, CROSS),
@@ -92,7 +100,7 @@ def test_agrees_with_diffusers(name: str, channels_last: bool) -> None:
     z, t, cond = inputs(ours.config)
     joined = z if cond.concat is None else torch.cat([z, cond.concat], 1)
     added = None
-    if ours.config.addition_embed_type:
+    if ours.config.addition_embed_type == "text_time":
         pooled, ids = (
             torch.randn(2, 16),
             torch.tensor([[512.0, 768, 0, 64, 512, 512], [1024, 1024, 3, 0, 256, 1]]),
@@ -212,7 +220,9 @@ def test_reads_a_config_of_2022() -> None:
         ({"layers_per_block": [1, 2]}, "layers_per_block"),
         ({"attention_head_dim": 7}, "attention_head_dim = 7"),
         ({"norm_num_groups": 33}, "norm_num_groups = 33"),
-        ({"addition_embed_type": "image"}, "did you mean|known: text_time"),
+        ({"addition_embed_type": "image"}, "did you mean|known: text"),
+        ({"addition_embed_type": "text", "addition_embed_type_num_heads": 100}, "num_heads = 100"),
+        ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift"),
         ({"addition_embed_type": "text_time"}, "addition_time_embed_dim"),
         ({"block_out_channels": []}, "empty"),
     ],

@@ -85,8 +85,44 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(features)))
 
 
+class AttentionPooling(nn.Module):
+    """A sequence as one vector: its mean (and a learned offset) looks at the sequence and at itself."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(1, dim) / math.sqrt(dim))
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, dim] -> [B, dim]."""
+        mean = x.mean(dim=1, keepdim=True) + self.positional_embedding.to(x.dtype)
+        seen = torch.cat([mean, x], dim=1)
+        return attend(self.q_proj(mean), self.k_proj(seen), self.v_proj(seen), self.heads)[:, 0]
+
+
+class TextEmbedding(nn.Module):
+    """The text as one vector that every block is told beside the time (IF's `addition_embed_type` "text")."""
+
+    def __init__(self, dim_in: int, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim_in)
+        self.pool = AttentionPooling(dim_in, heads)
+        self.proj = nn.Linear(dim_in, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """[B, L, dim_in] -> [B, dim]."""
+        return self.norm2(self.proj(self.pool(self.norm1(text))))
+
+
 class ResnetBlock(nn.Module):
-    """shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + W silu(time)))), over `scale`."""
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + W silu(time)))), over `scale`.
+
+    With `time_scales` it is a * norm(conv(...)) + b, (a - 1, b) = W silu(time) (Dhariwal & Nichol 2021, sec. 3).
+    """
 
     def __init__(
         self,
@@ -96,23 +132,29 @@ class ResnetBlock(nn.Module):
         groups: int,
         eps: float,
         time_dim: int | None = None,
+        time_scales: bool = False,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, c_out) if time_dim else None
+        self.time_emb_proj = nn.Linear(time_dim, c_out * (1 + time_scales)) if time_dim else None
         self.norm2 = GroupNorm(groups, c_out, eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
-        self.scale = scale
+        self.time_scales, self.scale = time_scales, scale
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B, c_in, H, W] -> [B, c_out, H, W]; `time` [B, time_dim] has been through its SiLU already."""
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        if self.time_emb_proj is None:
+            h = self.norm2(h)
+        elif self.time_scales:
+            a, b = self.time_emb_proj(time)[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(h) * (1 + a) + b
+        else:
+            h = self.norm2(h + self.time_emb_proj(time)[:, :, None, None])
+        h = self.conv2(F.silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return x + h if self.scale == 1 else (x + h) / self.scale

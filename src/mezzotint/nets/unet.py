@@ -18,17 +18,26 @@ from torch import Tensor, nn
 
 from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
-from .blocks import Downsample, GroupNorm, ResnetBlock, SpatialTransformer, TimeEmbedding, Upsample, sinusoid
+from .blocks import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    SpatialTransformer,
+    TextEmbedding,
+    TimeEmbedding,
+    Upsample,
+    sinusoid,
+)
 from .config import Fixed, check_divisible, parse, per_level, serialise
 
 CLASS_NAME = "UNet2DConditionModel"
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # does the block look at the text?
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+TIME_TELLS = ("default", "scale_shift")  # the time is added to a block's map, or scales and shifts it
 
 # What the format can say and we compute at these values alone; the first is the one written.
 FIXED: Fixed = {
     "act_fn": ("silu", "swish"),
-    "addition_embed_type_num_heads": (64,),  # of another addition_embed_type; always written
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -47,7 +56,6 @@ FIXED: Fixed = {
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,),
     "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
@@ -84,7 +92,9 @@ class UNetConfig:
     mid_block_scale_factor: float = 1.0
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
+    resnet_time_scale_shift: str = "default"
     addition_embed_type: str | None = None
+    addition_embed_type_num_heads: int = 64
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
 
@@ -108,9 +118,22 @@ class UNetConfig:
             check_divisible(
                 "U-Net config: block_out_channels", level.channels, "norm_num_groups", self.norm_num_groups
             )
-        if self.addition_embed_type not in (None, "text_time"):
-            raise unknown("U-Net config 'addition_embed_type'", str(self.addition_embed_type), ["text_time"])
-        if self.addition_embed_type and not (
+        if self.resnet_time_scale_shift not in TIME_TELLS:
+            raise unknown(
+                "U-Net config 'resnet_time_scale_shift'", str(self.resnet_time_scale_shift), TIME_TELLS
+            )
+        if self.addition_embed_type not in (None, "text", "text_time"):
+            known = ["text", "text_time"]
+            raise unknown("U-Net config 'addition_embed_type'", str(self.addition_embed_type), known)
+        if self.addition_embed_type == "text":
+            for level in levels:
+                check_divisible(
+                    "U-Net config: cross_attention_dim",
+                    level.context_dim,
+                    "addition_embed_type_num_heads",
+                    self.addition_embed_type_num_heads,
+                )
+        if self.addition_embed_type == "text_time" and not (
             self.projection_class_embeddings_input_dim and self.addition_time_embed_dim
         ):
             raise UsageError(
@@ -250,11 +273,7 @@ class UNet(nn.Module):
 
         self.conv_in = nn.Conv2d(config.in_channels, first.channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(first.channels, time_dim)
-        self.add_embedding = (
-            TimeEmbedding(config.projection_class_embeddings_input_dim, time_dim)
-            if config.projection_class_embeddings_input_dim and config.addition_embed_type
-            else None
-        )
+        self.add_embedding = _addition(config, time_dim)
 
         self.down_blocks = nn.ModuleList()
         skips, c = [first.channels], first.channels  # channels of the maps that the way up will meet
@@ -284,7 +303,7 @@ class UNet(nn.Module):
         if cond.concat is not None:
             z = torch.cat([z, cond.concat], dim=1)
         mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
-        time = self._time(t.expand(len(z)), cond.pooled, z.dtype)  # [B, time_dim]
+        time = self._time(t.expand(len(z)), cond, z.dtype)  # [B, time_dim]
 
         x = self.conv_in(z)
         skips = [x]
@@ -295,7 +314,7 @@ class UNet(nn.Module):
             x = block(x, skips, time, cond.text, mask)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _time(self, t: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _time(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
         """What every residual block is told, through the SiLU that they all begin with."""
         config = self.config
         waves = sinusoid(
@@ -303,8 +322,12 @@ class UNet(nn.Module):
         )
         time = self.time_embedding(waves.to(dtype))
         if self.add_embedding is not None:
-            time = time + self.add_embedding(pooled)
+            time = time + self.add_embedding(cond.pooled if self._takes_pooled else cond.text)
         return F.silu(time)
+
+    @property
+    def _takes_pooled(self) -> bool:
+        return self.config.addition_embed_type == "text_time"
 
     def _check(self, z: Tensor, cond: Cond) -> None:
         joined = 0 if cond.concat is None else cond.concat.shape[1]
@@ -315,8 +338,8 @@ class UNet(nn.Module):
             )
         if cond.text is None:
             raise UsageError("this U-Net looks at a text and was given none; set cond.text")
-        if (cond.pooled is None) != (self.add_embedding is None):
-            verb = "takes no" if self.add_embedding is None else "needs a"
+        if (cond.pooled is not None) != self._takes_pooled:
+            verb = "needs a" if self._takes_pooled else "takes no"
             raise UsageError(f"this U-Net {verb} pooled vector; see cond.pooled and text_time")
         if cond.label is not None:
             raise UsageError("this U-Net knows no class labels; leave cond.label empty")
@@ -325,8 +348,23 @@ class UNet(nn.Module):
 def _resnet(config: UNetConfig, c_in: int, c_out: int, *, scale: float = 1.0) -> ResnetBlock:
     time_dim = 4 * config.block_out_channels[0]
     return ResnetBlock(
-        c_in, c_out, groups=config.norm_num_groups, eps=config.norm_eps, time_dim=time_dim, scale=scale
+        c_in,
+        c_out,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_dim=time_dim,
+        time_scales=config.resnet_time_scale_shift == "scale_shift",
+        scale=scale,
     )
+
+
+def _addition(config: UNetConfig, time_dim: int) -> nn.Module | None:
+    """What is told beside the time: nothing, the text as one vector, or `Cond.pooled`."""
+    if config.addition_embed_type == "text":
+        context_dim, heads = config.levels()[0].context_dim, config.addition_embed_type_num_heads
+        return TextEmbedding(context_dim, time_dim, heads)
+    width = config.projection_class_embeddings_input_dim
+    return TimeEmbedding(width, time_dim) if width and config.addition_embed_type else None
 
 
 def _transformer(config: UNetConfig, level: Level) -> SpatialTransformer:

@@ -60,6 +60,7 @@ class VAE(Section):
     equivariance: float = Field(
         0.5, ge=0, le=1, description="share of steps on transformed latents, in the first half"
     )
+    start: Path | None = None  # a folder to take the first weights from
 
 
 class Text(Section):

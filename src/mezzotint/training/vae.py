@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data.scenes import EmojiScenes, load_scenes
 from ..diffusion.noise import generator
 from ..formats.atomic import new_folder, write_json
-from ..formats.tensors import write_tensors
+from ..formats.tensors import load, read_weights, write_tensors
 from ..nets.blocks import channels_last
 from ..nets.vae import AutoencoderKL, VAEConfig
 from .config import TrainConfig
@@ -35,7 +35,11 @@ class VAEStage:
         self.config, self.device = config, device
         self.scenes = load_scenes(config.data)
         torch.manual_seed(config.seed)  # the first weights; nothing else draws from the global generator
-        self.net = channels_last(AutoencoderKL(VAEConfig.from_dict(config.net)).to(device))
+        net = AutoencoderKL(VAEConfig.from_dict(config.net)).to(device)
+        if config.vae.start is not None:
+            tensors, where = read_weights(config.vae.start, "diffusion_pytorch_model")
+            load(net, tensors, where=where, device=device)
+        self.net = channels_last(net)
         self.players: dict[str, nn.Module] = {"vae": self.net}
 
     def batch(self, step: int) -> Tensor:
