@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from mezzotint.diffusion.types import Cond
 from mezzotint.errors import UsageError
+from mezzotint.nets.blocks import attend
 from mezzotint.nets.unet import UNet, UNetConfig, text_time
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -277,3 +278,23 @@ def test_runs_in_bfloat16_throughout() -> None:
     out = net.bfloat16()(z.bfloat16(), t, cond.map(lambda x: x.bfloat16()))
     assert out.dtype == torch.bfloat16
     assert (out.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_attention_can_be_seen_and_changed():
+    config = UNetConfig(**SMALL, **CONFIGS["sd1"])
+    torch.manual_seed(0)
+    net = UNet(config).eval()
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 500.0])
+    cond = Cond(text=torch.randn(2, 5, 24))
+    seen = []
+
+    def watched(place, q, k, v, heads, mask):
+        seen.append((place.number, place.cross, k.shape[1]))
+        return attend(q, k, v, heads, mask)
+
+    with torch.no_grad():
+        assert torch.equal(net(z, t, cond, control=watched), net(z, t, cond))
+        blind = net(z, t, cond, control=lambda place, q, k, v, heads, mask: torch.zeros_like(q))
+    assert [number for number, _, _ in seen] == list(range(len(seen)))  # numbered as they run
+    assert {(cross, count) for _, cross, count in seen} == {(False, 64), (False, 16), (False, 4), (True, 5)}
+    assert not torch.allclose(blind, net(z, t, cond), atol=1e-3)

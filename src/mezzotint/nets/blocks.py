@@ -9,7 +9,9 @@ are those of diffusers. Maps are best in channels_last memory: map -> tokens and
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +49,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
     else:
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return h.transpose(1, 2).flatten(2)
+
+
+class Place(NamedTuple):
+    """Which attention of a U-Net it is."""
+
+    number: int  # in the order in which they run
+    cross: bool  # looks at the text, not at the map itself
+
+
+# Stands in for `attend`, as control(place, q, k, v, heads, mask): how editing sees and changes who looks at what.
+Control = Callable[[Place, Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
+
+
+class Context(NamedTuple):
+    """What the transformers of one evaluation are given beside their map."""
+
+    text: Tensor | None  # [B, L, D]
+    mask: Tensor | None = None  # [B, 1, 1, L] True where a text state counts
+    control: Control | None = None
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -192,6 +213,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, upcast: bool = False) -> None:
         super().__init__()
+        self.place = Place(0, cross=context_dim is not None)  # a U-Net numbers its own
         context_dim = context_dim or dim
         self.heads, self.upcast = heads, upcast
         self.to_q = nn.Linear(dim, dim, bias=False)
@@ -203,13 +225,20 @@ class Attention(nn.Module):
         """Of a context [B, M, context_dim], what queries meet: two [B, M, dim]; constant while it is."""
         return self.to_k(context), self.to_v(context)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; `mask` as in `attend`."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        control: Control | None = None,
+    ) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]; `mask` as in `attend`, in whose place `control` stands if there is one."""
         q = self.to_q(x)
         k, v = self.keys_values(x if context is None else context)
+        look = attend if control is None else partial(control, self.place)
         if self.upcast:  # q k^T of some models overflows float16
-            return self.to_out[0](attend(q.float(), k.float(), v.float(), self.heads, mask).to(q.dtype))
-        return self.to_out[0](attend(q, k, v, self.heads, mask))
+            return self.to_out[0](look(q.float(), k.float(), v.float(), self.heads, mask).to(q.dtype))
+        return self.to_out[0](look(q, k, v, self.heads, mask))
 
 
 class GEGLU(nn.Module):
@@ -248,9 +277,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context, mask)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.attn1(self.norm1(x), control=context.control)
+        x = x + self.attn2(self.norm2(x), context.text, context.mask, context.control)
         return x + self.ff(self.norm3(x))
 
 
@@ -281,13 +310,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = projection()
         self.linear = linear
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, C, H, W], [B, L, context_dim], mask [B, 1, 1, L] -> [B, C, H, W]."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         height, width = x.shape[2:]
         h = self.norm(x)
         h = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))  # [B, HW, C]
         for block in self.transformer_blocks:
-            h = block(h, context, mask)
+            h = block(h, context)
         h = (
             to_map(self.proj_out(h), height, width)
             if self.linear

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
 from .blocks import (
+    Attention,
+    Context,
+    Control,
     Downsample,
     GroupNorm,
     ResnetBlock,
@@ -205,13 +208,13 @@ class DownBlock(nn.Module):
             [Downsample(c, padding=config.downsample_padding)] if downsample else []
         )
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> list[Tensor]:
         """Every map on the way, for the way up; the last one goes on down."""
         maps = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions:
-                x = self.attentions[i](x, text, mask)
+                x = self.attentions[i](x, context)
             maps.append(x)
         for downsample in self.downsamplers:
             maps.append(downsample(x))
@@ -229,9 +232,9 @@ class MidBlock(nn.Module):
         )
         self.attentions = nn.ModuleList([_transformer(config, level)])
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         x = self.resnets[0](x, time)
-        return self.resnets[1](self.attentions[0](x, text, mask), time)
+        return self.resnets[1](self.attentions[0](x, context), time)
 
 
 class UpBlock(nn.Module):
@@ -248,13 +251,11 @@ class UpBlock(nn.Module):
         self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n if text else 0))
         self.upsamplers = nn.ModuleList([Upsample(c)] if upsample else [])
 
-    def forward(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Context) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), time)
             if self.attentions:
-                x = self.attentions[i](x, text, mask)
+                x = self.attentions[i](x, context)
         for upsample in self.upsamplers:
             height, width = skips[-1].shape[2:]
             x = upsample(x, (height, width))
@@ -293,25 +294,30 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(config.norm_num_groups, first.channels, config.norm_eps)
         self.conv_out = nn.Conv2d(first.channels, config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
+        for number, attention in enumerate(m for m in self.modules() if isinstance(m, Attention)):
+            attention.place = attention.place._replace(number=number)
+
+    def forward(self, z: Tensor, t: Tensor, cond: Cond = Cond(), *, control: Control | None = None) -> Tensor:
         """z [B, C, H, W], t [B] (or one number for all), cond.text [B, L, D] -> [B, C_out, H, W].
 
         `cond.mask` [B, L] hides text states, `cond.concat` [B, C', H, W] joins z, `cond.pooled` is what
-        `text_time` makes. Raises `UsageError` for a field that is missing or of no use to this net.
+        `text_time` makes. `control` stands in for every `blocks.attend`: `partial(unet, control=...)` is a net
+        whose attention is seen or changed. Raises `UsageError` for a field that is missing or of no use to this net.
         """
         self._check(z, cond)
         if cond.concat is not None:
             z = torch.cat([z, cond.concat], dim=1)
         mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
+        context = Context(cond.text, mask, control)
         time = self._time(t.expand(len(z)), cond, z.dtype)  # [B, time_dim]
 
         x = self.conv_in(z)
         skips = [x]
         for block in self.down_blocks:
-            skips += block(skips[-1], time, cond.text, mask)
-        x = self.mid_block(skips[-1], time, cond.text, mask)
+            skips += block(skips[-1], time, context)
+        x = self.mid_block(skips[-1], time, context)
         for block in self.up_blocks:
-            x = block(x, skips, time, cond.text, mask)
+            x = block(x, skips, time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def _time(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
