@@ -60,6 +60,14 @@ CONFIGS = {
         "addition_embed_type_num_heads": 6,
         "resnet_time_scale_shift": "scale_shift",
     },
+    "classes": {  # told a class, and looking at no text
+        "block_out_channels": (32, 64),
+        "down_block_types": (PLAIN, "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", PLAIN_UP),
+        "mid_block_type": "UNetMidBlock2D",
+        "attention_head_dim": 16,
+        "num_class_embeds": 11,
+    },
     "odd_one_out": {  # what only few files use: all values away from their defaults
         "block_out_channels": (16, 32),
         "down_block_types": (PLAIN, CROSS),
@@ -90,7 +98,9 @@ def inputs(config: UNetConfig, size: tuple[int, int] = (8, 8)) -> tuple[torch.Te
     torch.manual_seed(1)
     text = torch.randn(2, 5, 24)
     concat = torch.randn(2, config.in_channels - 4, *size) if config.in_channels > 4 else None
-    return torch.randn(2, 4, *size), torch.tensor([17.0, 803.25]), Cond(text=text, concat=concat)
+    label = torch.tensor([3, 10]) if config.num_class_embeds else None
+    cond = Cond(text=None if config.num_class_embeds else text, label=label, concat=concat)
+    return torch.randn(2, 4, *size), torch.tensor([17.0, 803.25]), cond
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -108,7 +118,8 @@ def test_agrees_with_diffusers(name: str, channels_last: bool) -> None:
         )
         added = {"text_embeds": pooled, "time_ids": ids}
         cond = cond._replace(pooled=text_time(pooled, ids, 8))
-    expected = theirs(joined, t, cond.text, added_cond_kwargs=added).sample
+    told = {"added_cond_kwargs": added, "class_labels": cond.label}
+    expected = theirs(joined, t, cond.text, **told).sample
     if channels_last:
         ours, z = ours.to(memory_format=torch.channels_last), z.to(memory_format=torch.channels_last)
     torch.testing.assert_close(ours(z, t, cond), expected, rtol=1e-4, atol=1e-5)
@@ -216,7 +227,8 @@ def test_reads_a_config_of_2022() -> None:
         ({"norm_eps": None}, "norm_eps"),
         ({"_class_name": "UNet2DModel"}, "did you mean 'UNet2DConditionModel'"),
         ({"down_block_types": [*[CROSS] * 3, "DownBlock2d"]}, "did you mean 'DownBlock2D'"),
-        ({"up_block_types": ["AttnUpBlock2D"] * 4}, "AttnUpBlock2D"),
+        ({"up_block_types": ["SkipUpBlock2D"] * 4}, "SkipUpBlock2D"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "did you mean 'UNetMidBlock2DCrossAttn'"),
         ({"block_out_channels": [320, 640]}, "as many of each"),
         ({"layers_per_block": [1, 2]}, "layers_per_block"),
         ({"attention_head_dim": 7}, "attention_head_dim = 7"),
@@ -245,6 +257,11 @@ def test_refuses_conditions_that_do_not_fit() -> None:
         net(z, t, cond._replace(pooled=torch.zeros(2, 8)))
     with pytest.raises(UsageError, match="class labels"):
         net(z, t, cond._replace(label=torch.zeros(2)))
+    classes = UNet(UNetConfig.from_dict(SMALL | CONFIGS["classes"]))
+    with pytest.raises(UsageError, match=r"told a class.*cond\.label"):
+        classes(z, t, Cond())
+    with pytest.raises(UsageError, match="looks at no text"):
+        classes(z, t, cond)
 
 
 def test_config_is_frozen() -> None:

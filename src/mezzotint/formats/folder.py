@@ -224,6 +224,10 @@ def _plan(raw: Mapping[str, Any]) -> Plan:
 
 def _check(path: Path, unet: UNetConfig, vae: VAEConfig, text: CLIPTextConfig) -> None:
     """Raises MezzotintError unless the components are made for each other."""
+    if unet.num_class_embeds or not unet.takes_text:
+        raise MezzotintError(
+            f"{path}: the U-Net looks at no text, or at a class; such a model has no text encoder"
+        )
     widths = {level.context_dim for level in unet.levels()}
     if widths != {text.hidden_size}:
         raise MezzotintError(

@@ -241,6 +241,25 @@ class Attention(nn.Module):
         return self.to_out[0](look(q, k, v, self.heads, mask))
 
 
+class MapAttention(nn.Module):
+    """Self-attention between the pixels of a map, added to it."""
+
+    def __init__(self, channels: int, heads: int = 1, *, groups: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = GroupNorm(groups, channels, eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: object = None) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; a transformer's context is passed over."""
+        h = to_tokens(self.group_norm(x))  # [B, HW, C]
+        h = attend(self.to_q(h), self.to_k(h), self.to_v(h), self.heads)
+        return x + to_map(self.to_out[0](h), x.shape[2], x.shape[3])
+
+
 class GEGLU(nn.Module):
     """a * gelu(b), (a, b) = W x (Shazeer 2020, arXiv 2002.05202)."""
 

@@ -1,9 +1,9 @@
 """The U-Net of latent diffusion: F(z, t, text), the same shape out as in.
 
 A map goes down through resolutions, each with residual blocks and, at some, transformers that look at the
-text; the way up meets the maps of the way down again (Ronneberger et al. 2015; Rombach et al. 2022, arXiv
-2112.10752; SDXL: Podell et al. 2023, arXiv 2307.01952). Attribute names and configuration keys are those of
-diffusers' UNet2DConditionModel: its state dict loads with strict=True.
+text, or attention among its own pixels; the way up meets the maps of the way down again (Ronneberger et al. 2015;
+Rombach et al. 2022, arXiv 2112.10752; SDXL: Podell et al. 2023, arXiv 2307.01952). Attribute names and configuration
+keys are those of diffusers' UNet2DConditionModel: its state dict loads with strict=True.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .blocks import (
     Control,
     Downsample,
     GroupNorm,
+    MapAttention,
     ResnetBlock,
     SpatialTransformer,
     TextEmbedding,
@@ -34,8 +35,10 @@ from .blocks import (
 from .config import Fixed, check_divisible, parse, per_level, serialise
 
 CLASS_NAME = "UNet2DConditionModel"
-DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # does the block look at the text?
-UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+# What a block looks at: the text too, its own map, or neither.
+DOWN = {"CrossAttnDownBlock2D": "text", "AttnDownBlock2D": "map", "DownBlock2D": ""}
+UP = {"CrossAttnUpBlock2D": "text", "AttnUpBlock2D": "map", "UpBlock2D": ""}
+MID = {"UNetMidBlock2DCrossAttn": "text", "UNetMidBlock2D": ""}
 TIME_TELLS = ("default", "scale_shift")  # the time is added to a block's map, or scales and shifts it
 
 # What the format can say and we compute at these values alone; the first is the one written.
@@ -53,9 +56,7 @@ FIXED: Fixed = {
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_attention_heads": (None,),  # diffusers refuses it too: attention_head_dim holds the number of heads
-    "num_class_embeds": (None,),
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
@@ -72,7 +73,8 @@ FIXED: Fixed = {
 class UNetConfig:
     """The keys of a diffusers `unet/config.json` that shape the net. A tuple has an entry per resolution.
 
-    `attention_head_dim` is the *number of heads*: the name is the format's, and so is the mistake.
+    `attention_head_dim` is the *number of heads*: the name is the format's, and so is the mistake. (In the blocks
+    `AttnDownBlock2D` and `AttnUpBlock2D` it is the channels of a head.) `num_class_embeds` classes may be told.
     `sample_size` (latent height and width) is a hint for pipelines, the net takes any size. Raises
     `UsageError` for unknown block types, lengths that disagree, channels that heads or groups do not divide.
     """
@@ -100,6 +102,8 @@ class UNetConfig:
     addition_embed_type_num_heads: int = 64
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    num_class_embeds: int | None = None
 
     def __post_init__(self) -> None:
         levels = self.levels()
@@ -109,6 +113,8 @@ class UNetConfig:
         for name in self.up_block_types:
             if name not in UP:
                 raise unknown("block in U-Net config 'up_block_types'", name, UP)
+        if self.mid_block_type not in MID:
+            raise unknown("block in U-Net config 'mid_block_type'", str(self.mid_block_type), MID)
         if not len(levels) == len(self.down_block_types) == len(self.up_block_types):
             raise UsageError(
                 f"U-Net config: {len(self.down_block_types)} down_block_types, {len(self.up_block_types)} "
@@ -156,6 +162,16 @@ class UNetConfig:
         """The contents of a diffusers `unet/config.json`."""
         return {"_class_name": CLASS_NAME} | serialise(self, fixed=FIXED)
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether any part of the net looks at a text."""
+        looks = (
+            *(DOWN[name] for name in self.down_block_types),
+            *(UP[name] for name in self.up_block_types),
+            MID[self.mid_block_type],
+        )
+        return "text" in looks or self.addition_embed_type == "text"
+
     def levels(self) -> tuple[Level, ...]:
         """The resolutions from the finest to the coarsest, with what each of them holds."""
         n = len(self.block_out_channels)
@@ -195,14 +211,14 @@ def text_time(pooled: Tensor, ids: Tensor, dim: int) -> Tensor:
 
 
 class DownBlock(nn.Module):
-    """The residual blocks of one resolution (and their transformers), then half the size."""
+    """The residual blocks of one resolution (and their attention), then half the size."""
 
-    def __init__(self, config: UNetConfig, level: Level, c_in: int, *, text: bool, downsample: bool) -> None:
+    def __init__(self, config: UNetConfig, level: Level, c_in: int, *, looks: str, downsample: bool) -> None:
         super().__init__()
         c = level.channels
         self.resnets = nn.ModuleList(_resnet(config, c_in if i == 0 else c, c) for i in range(level.layers))
         self.attentions = nn.ModuleList(
-            _transformer(config, level) for _ in range(level.layers if text else 0)
+            _attention(config, level, looks) for _ in range(level.layers if looks else 0)
         )
         self.downsamplers = nn.ModuleList(
             [Downsample(c, padding=config.downsample_padding)] if downsample else []
@@ -222,33 +238,36 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The coarsest resolution: residual block, transformer, residual block."""
+    """The coarsest resolution: a residual block, and where it looks at the text a transformer and another."""
 
     def __init__(self, config: UNetConfig, level: Level) -> None:
         super().__init__()
+        looks = MID[config.mid_block_type]
         self.resnets = nn.ModuleList(
             _resnet(config, level.channels, level.channels, scale=config.mid_block_scale_factor)
-            for _ in range(2)
+            for _ in range(2 if looks else 1)
         )
-        self.attentions = nn.ModuleList([_transformer(config, level)])
+        self.attentions = nn.ModuleList([_attention(config, level, looks)] if looks else [])
 
     def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         x = self.resnets[0](x, time)
-        return self.resnets[1](self.attentions[0](x, context), time)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context), time)
+        return x
 
 
 class UpBlock(nn.Module):
     """The residual blocks of one resolution, each given a map of the way down too, then twice the size."""
 
     def __init__(
-        self, config: UNetConfig, level: Level, c_in: int, skips: list[int], *, text: bool, upsample: bool
+        self, config: UNetConfig, level: Level, c_in: int, skips: list[int], *, looks: str, upsample: bool
     ) -> None:
         super().__init__()
         c, n = level.channels, level.layers + 1
         self.resnets = nn.ModuleList(
             _resnet(config, (c_in if i == 0 else c) + skips.pop(), c) for i in range(n)
         )
-        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n if text else 0))
+        self.attentions = nn.ModuleList(_attention(config, level, looks) for _ in range(n if looks else 0))
         self.upsamplers = nn.ModuleList([Upsample(c)] if upsample else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Context) -> Tensor:
@@ -275,19 +294,21 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, first.channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(first.channels, time_dim)
         self.add_embedding = _addition(config, time_dim)
+        classes = config.num_class_embeds
+        self.class_embedding = nn.Embedding(classes, time_dim) if classes else None
 
         self.down_blocks = nn.ModuleList()
         skips, c = [first.channels], first.channels  # channels of the maps that the way up will meet
         for level, name in zip(levels, config.down_block_types, strict=True):
             downsample = level is not last
-            self.down_blocks.append(DownBlock(config, level, c, text=DOWN[name], downsample=downsample))
+            self.down_blocks.append(DownBlock(config, level, c, looks=DOWN[name], downsample=downsample))
             skips += [level.channels] * (level.layers + downsample)
             c = level.channels
         self.mid_block = MidBlock(config, last)
         self.up_blocks = nn.ModuleList()
         for level, name in zip(reversed(levels), config.up_block_types, strict=True):
             self.up_blocks.append(
-                UpBlock(config, level, c, skips, text=UP[name], upsample=level is not first)
+                UpBlock(config, level, c, skips, looks=UP[name], upsample=level is not first)
             )
             c = level.channels
 
@@ -329,6 +350,8 @@ class UNet(nn.Module):
         time = self.time_embedding(waves.to(dtype))
         if self.add_embedding is not None:
             time = time + self.add_embedding(cond.pooled if self._takes_pooled else cond.text)
+        if self.class_embedding is not None:
+            time = time + self.class_embedding(cond.label).to(dtype)
         return F.silu(time)
 
     @property
@@ -342,13 +365,21 @@ class UNet(nn.Module):
                 f"this U-Net takes {self.config.in_channels} channels and was given {z.shape[1]} + {joined} "
                 "(latents + cond.concat); inpainting models need mask and masked picture, plain ones neither"
             )
-        if cond.text is None:
-            raise UsageError("this U-Net looks at a text and was given none; set cond.text")
+        if (cond.text is not None) != self.config.takes_text:
+            raise UsageError(
+                "this U-Net looks at a text and was given none; set cond.text"
+                if self.config.takes_text
+                else "this U-Net looks at no text; leave cond.text empty"
+            )
         if (cond.pooled is not None) != self._takes_pooled:
             verb = "needs a" if self._takes_pooled else "takes no"
             raise UsageError(f"this U-Net {verb} pooled vector; see cond.pooled and text_time")
-        if cond.label is not None:
-            raise UsageError("this U-Net knows no class labels; leave cond.label empty")
+        if (cond.label is not None) != (self.class_embedding is not None):
+            raise UsageError(
+                "this U-Net knows no class labels; leave cond.label empty"
+                if self.class_embedding is None
+                else "this U-Net is told a class and was given none; set cond.label"
+            )
 
 
 def _resnet(config: UNetConfig, c_in: int, c_out: int, *, scale: float = 1.0) -> ResnetBlock:
@@ -373,7 +404,10 @@ def _addition(config: UNetConfig, time_dim: int) -> nn.Module | None:
     return TimeEmbedding(width, time_dim) if width and config.addition_embed_type else None
 
 
-def _transformer(config: UNetConfig, level: Level) -> SpatialTransformer:
+def _attention(config: UNetConfig, level: Level, looks: str) -> nn.Module:
+    if looks == "map":
+        heads = level.channels // level.heads
+        return MapAttention(level.channels, heads, groups=config.norm_num_groups, eps=config.norm_eps)
     return SpatialTransformer(
         level.channels,
         level.heads,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
-from .blocks import Downsample, GroupNorm, ResnetBlock, Upsample, attend, to_map, to_tokens
+from .blocks import Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
 from .config import Fixed, check_divisible, parse, serialise
 
 CLASS_NAME = "AutoencoderKL"
@@ -85,23 +85,6 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-class PixelAttention(nn.Module):
-    """Self-attention in one head between the pixels of a map, added to it."""
-
-    def __init__(self, channels: int, *, groups: int) -> None:
-        super().__init__()
-        self.group_norm = GroupNorm(groups, channels, EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = to_tokens(self.group_norm(x))  # [B, HW, C]
-        h = attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1)
-        return x + to_map(self.to_out[0](h), x.shape[2], x.shape[3])
-
-
 class MidBlock(nn.Module):
     """The coarsest resolution: residual block, attention (where the config has it), residual block."""
 
@@ -110,7 +93,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2)
         )
-        self.attentions = nn.ModuleList([PixelAttention(channels, groups=groups)] if attention else [])
+        self.attentions = nn.ModuleList([MapAttention(channels, groups=groups, eps=EPS)] if attention else [])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.resnets[0](x)
