@@ -114,7 +114,8 @@ def prepare(folder: Path, batch: int) -> None:
 
     from mezzotint.diffusion.noise import generator
     from mezzotint.diffusion.process import VariancePreserving
-    from mezzotint.formats.folder import Checkpoint, write_folder
+    from mezzotint.formats.checkpoint import Checkpoint
+    from mezzotint.formats.folder import write_folder
     from mezzotint.formats.scheduler import Plan
     from mezzotint.formats.tensors import write_tensors
     from mezzotint.formats.tokenizer import Tokenizer, train_bpe

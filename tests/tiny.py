@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from mezzotint.diffusion.process import VariancePreserving
-from mezzotint.formats.folder import Checkpoint, write_folder
+from mezzotint.formats.checkpoint import Checkpoint
+from mezzotint.formats.folder import write_folder
 from mezzotint.formats.scheduler import Plan
 from mezzotint.formats.tokenizer import Tokenizer, train_bpe
 from mezzotint.nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig

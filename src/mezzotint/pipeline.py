@@ -28,6 +28,7 @@ from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
 from .exact import Trials, products_in_pairs
+from .formats.checkpoint import Configs
 from .formats.folder import read_folder
 from .formats.image import to_image
 from .formats.scheduler import Plan
@@ -83,6 +84,7 @@ class Pipeline:
     codec: Codec
     encoder: TextEncoder
     plan: Plan
+    configs: Configs
     defaults: Defaults
     device: torch.device
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
@@ -97,7 +99,7 @@ class Pipeline:
         folder = find_model(model)
         where = _device(device)
         checkpoint = read_folder(folder, device=where)
-        unet = channels_last(checkpoint.unet)
+        configs, unet = checkpoint.configs, channels_last(checkpoint.unet)
         return cls(
             name=folder.name,
             folder=folder,
@@ -107,7 +109,13 @@ class Pipeline:
                 checkpoint.prediction,
             ),
             codec=Latents(channels_last(checkpoint.vae)),
-            encoder=TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer, where),
+            encoder=TextEncoder(
+                list(checkpoint.encoders.values()),
+                where,
+                pooled=configs.sized > 0,
+                zeros_for_empty=configs.zeros_for_empty,
+            ),
+            configs=configs,
             plan=checkpoint.plan,
             defaults=read_defaults(folder, checkpoint.unet.config, checkpoint.vae.config, checkpoint.plan),
             device=where,
@@ -132,6 +140,8 @@ class Pipeline:
         """The request with nothing left open. Raises UsageError for what this model cannot do."""
         chosen = request.model_dump()
         chosen |= {name: value for name, value in self.defaults.fields().items() if chosen[name] is None}
+        for side in ("width", "height"):
+            chosen[f"original_{side}"] = chosen[f"original_{side}"] or chosen[side]
         if chosen["seed"] is None:
             chosen["seed"] = secrets.randbelow(FRESH_SEEDS)
         settled = Settled.model_validate(chosen)

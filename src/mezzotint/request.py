@@ -86,6 +86,26 @@ class Request(BaseModel):
     ] = None
     width: Annotated[int | None, Field(ge=1, description="pixels")] = None
     height: Annotated[int | None, Field(ge=1, description="pixels")] = None
+    original_width: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="SDXL: pixels of the picture that this one is as if scaled from; its own if not given",
+        ),
+    ] = None
+    original_height: Annotated[int | None, Field(ge=1, description="SDXL: as original_width")] = None
+    crop_left: Annotated[
+        int, Field(ge=0, description="SDXL: pixels that are as if cut off at the left of the original")
+    ] = 0
+    crop_top: Annotated[int, Field(ge=0, description="SDXL: as crop_left, at the top")] = 0
+    aesthetic_score: Annotated[
+        float,
+        Flag("--aesthetic"),
+        Field(ge=0, le=10, description="SDXL refiner: how beautiful the picture is to be"),
+    ] = 6.0
+    negative_aesthetic_score: Annotated[
+        float, Field(ge=0, le=10, description="SDXL refiner: the score that guidance steers away from")
+    ] = 2.5
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> Request:
@@ -111,6 +131,8 @@ class Settled(Request):
     grid: str
     width: int
     height: int
+    original_width: int
+    original_height: int
 
 
 def flag(field: str) -> Flag | None:

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import MezzotintError
 
 _MARK = ".part-"
+_LARGEST_JSON = 1 << 27  # bytes; a tokenizer has some millions
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -96,6 +97,8 @@ def write_json(path: Path | str, content: Mapping[str, Any], *, replace: bool = 
 def read_json(path: Path | str) -> dict[str, Any]:
     """The JSON object in a file; MezzotintError naming the file if it is missing, damaged or no object."""
     try:
+        if Path(path).stat().st_size > _LARGEST_JSON:
+            raise MezzotintError(f"{path} is too large for what it should hold; fetch or copy it again")
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MezzotintError(
@@ -103,7 +106,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise MezzotintError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MezzotintError(f"{path} is not valid JSON ({error}); fetch or copy it again") from error
     if not isinstance(content, dict):
         raise MezzotintError(f"{path} holds no JSON object; fetch or copy it again")

@@ -9,79 +9,69 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..diffusion.process import VariancePreserving
 from ..errors import MezzotintError, unknown
-from ..nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig
+from ..nets import CLIPTextConfig, UNetConfig, VAEConfig
 from .atomic import new_folder, read_json, write_file, write_json
+from .checkpoint import SCORE, Checkpoint, Configs, Parts, assemble
 from .scheduler import Plan, from_config, to_config
-from .tensors import build, read_weights, write_tensors
-from .tokenizer import Tokenizer, read_tokenizer, write_tokenizer
+from .tensors import read_tensors, read_weights, write_tensors
+from .tokenizer import read_tokenizer, write_tokenizer
 
 T = TypeVar("T")
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+SD = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+SDXL = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+PIPELINES = (*SD, *SDXL)
+PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": (PLAIN,),
+    "tokenizer": TOKENIZERS,
 }
+SECOND = {"text_encoder_2": (PROJECTED,), "tokenizer_2": TOKENIZERS}  # of SDXL
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # no part of drawing a picture
-WRITTEN_FOR = (
-    "0.36.0"  # the diffusers whose file format this is; it takes files without a number for very old ones
-)
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-
-
-@dataclass(frozen=True)
-class Configs:
-    """What a folder says of itself, weights aside."""
-
-    unet: UNetConfig
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
-    plan: Plan
-    index: Mapping[str, Any] = field(default_factory=dict)  # model_index.json
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A text-to-image model in the layout of Stable Diffusion."""
-
-    unet: UNet
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: Tokenizer
-    plan: Plan
-    index: Mapping[str, Any] = field(default_factory=dict)  # model_index.json, as it was read
-
-    @property
-    def process(self) -> VariancePreserving:
-        return self.plan.process
-
-    @property
-    def prediction(self) -> str:
-        return self.plan.prediction
+# The diffusers whose file format this is; it takes files without a number for very old ones.
+WRITTEN_FOR = "0.36.0"
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+REST = "single_file_rest.safetensors"  # what a converted single file held and no component uses
 
 
 def read_configs(path: Path | str) -> Configs:
     """The configurations of a folder, without its weights. Raises MezzotintError as `read_folder` does."""
     path = Path(path)
     index = _index(path)
+
+    def encoder(name: str) -> CLIPTextConfig | None:
+        if name not in _present(index):
+            return None
+        return _config(path / name / "config.json", CLIPTextConfig.from_dict)
+
+    first, second = encoder("text_encoder"), encoder("text_encoder_2")
+    only = first or second
+    assert only is not None, "_index saw to it"
     configs = Configs(
         _config(path / "unet" / "config.json", UNetConfig.from_dict),
         _config(path / "vae" / "config.json", VAEConfig.from_dict),
-        _config(path / "text_encoder" / "config.json", CLIPTextConfig.from_dict),
-        _config(path / "scheduler" / "scheduler_config.json", _plan),
+        only,
+        _config(
+            path / "scheduler" / "scheduler_config.json", _plan if index["_class_name"] in SD else from_config
+        ),
         index,
+        second if first is not None else None,
     )
-    _check(path, configs.unet, configs.vae, configs.text_encoder)
+    configs.check(str(path))
     return configs
 
 
@@ -92,34 +82,33 @@ def read_folder(
 
     Raises MezzotintError naming the file and the remedy if something is missing, damaged, unknown or misfitting.
     """
+    return assemble(folder_parts(path), dtype=dtype, device=device)
+
+
+def folder_parts(path: Path | str, *, variant: str | None = None) -> Parts:
+    """What a diffusers folder holds, not built yet; `variant` as in `tensors.find_weights`. Raises as `read_folder`."""
     path = Path(path)
     configs = read_configs(path)
-    tokenizer = read_tokenizer(path / "tokenizer", max_length=configs.text_encoder.max_position_embeddings)
-    if len(tokenizer) > configs.text_encoder.vocab_size:
-        raise MezzotintError(
-            f"{path / 'tokenizer'}: {len(tokenizer)} tokens, but the text encoder knows "
-            f"{configs.text_encoder.vocab_size}; they are of different checkpoints"
-        )
-
-    def weights(
-        name: str, make: Callable[[], Any], rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    ) -> Any:
-        tensors, where = read_weights(path / name, STEMS[name])
-        return build(make, rename(tensors), where=where, dtype=dtype, device=device)
-
-    return Checkpoint(
-        weights("unet", lambda: UNet(configs.unet), dict),
-        weights("vae", lambda: AutoencoderKL(configs.vae), vae_names),
-        weights("text_encoder", lambda: CLIPTextModel(configs.text_encoder), text_names),
-        tokenizer,
-        configs.plan,
-        configs.index,
-    )
+    tokenizers = {}
+    for name, encoder in configs.encoders.items():
+        folder = path / name.replace("text_encoder", "tokenizer")
+        tokenizers[name] = read_tokenizer(folder, max_length=encoder.max_position_embeddings)
+        if len(tokenizers[name]) > encoder.vocab_size:
+            raise MezzotintError(
+                f"{folder}: {len(tokenizers[name])} tokens, but the text encoder knows {encoder.vocab_size}; they "
+                "are of different checkpoints"
+            )
+    tensors, where = {}, {}
+    for name in ("unet", "vae", *configs.encoders):
+        stored, where[name] = read_weights(path / name, STEMS[name], variant=variant)
+        tensors[name] = _NAMES.get(name, dict)(stored)
+    rest = read_tensors(path / REST) if (path / REST).exists() else {}
+    return Parts(configs, tensors, tokenizers, where, rest)
 
 
 def write_folder(
     path: Path | str,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Parts,
     *,
     dtype: torch.dtype | None = None,
     files: Mapping[str, str | bytes] | None = None,
@@ -131,27 +120,26 @@ def write_folder(
     together, if diffusers could not sample as planned, if a weight overflows `dtype`, and as `atomic.new_folder`.
     """
     path = Path(path)
-    nets = {"unet": checkpoint.unet, "vae": checkpoint.vae, "text_encoder": checkpoint.text_encoder}
-    unet, vae, text = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoder.config
-    _check(path, unet, vae, text)
-    configs = {"unet": unet.to_dict(), "vae": vae.to_dict(), "text_encoder": _opened_wide(text.to_dict())}
-    scheduler = to_config(checkpoint.plan)
-    if _plan(scheduler) != checkpoint.plan:
+    parts = checkpoint.parts if isinstance(checkpoint, Checkpoint) else checkpoint
+    of = parts.configs
+    of.check(str(path))
+    configs = {"unet": of.unet.to_dict(), "vae": of.vae.to_dict()}
+    configs |= {name: _opened_wide(encoder.to_dict()) for name, encoder in of.encoders.items()}
+    scheduler = to_config(of.plan)
+    if not of.sized and _plan(scheduler) != of.plan:
         raise MezzotintError(
             f"{path}: diffusers' pipelines take steps_offset 1; plan with that to write a folder"
         )
-    index: dict[str, Any] = {"_class_name": _pipeline(unet, vae), "_diffusers_version": WRITTEN_FOR}
-    index |= {name: ["diffusers", configs[name]["_class_name"]] for name in ("unet", "vae")}
-    index |= {name: ["transformers", CLASSES[name][0]] for name in ("text_encoder", "tokenizer")}
-    index |= {"scheduler": ["diffusers", scheduler["_class_name"]], "requires_safety_checker": False}
-    index |= {name: [None, None] for name in UNUSED}
     with new_folder(path, replace=replace) as part:
-        write_json(part / "model_index.json", dict(sorted(index.items())))
+        write_json(part / "model_index.json", dict(sorted(_written_index(of, scheduler).items())))
         write_json(part / "scheduler" / "scheduler_config.json", _versioned(scheduler))
-        write_tokenizer(part / "tokenizer", checkpoint.tokenizer)
-        for name, net in nets.items():
-            write_json(part / name / "config.json", _versioned(configs[name]))
-            write_tensors(part / name / f"{STEMS[name]}.safetensors", net.state_dict(), dtype=dtype)
+        for name, tokenizer in parts.tokenizers.items():
+            write_tokenizer(part / name.replace("text_encoder", "tokenizer"), tokenizer)
+        for name, config in configs.items():
+            write_json(part / name / "config.json", _versioned(config))
+            write_tensors(part / name / f"{STEMS[name]}.safetensors", parts.tensors[name], dtype=dtype)
+        if parts.rest:
+            write_tensors(part / REST, parts.rest, dtype=dtype)
         for name, content in (files or {}).items():
             write_file(part / name, content)
 
@@ -159,13 +147,11 @@ def write_folder(
 def text_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CLIP text encoder's weights under their prefixed names.
 
-    transformers from 5.6 on leaves the prefix `text_model.` out; before 4.31 it stored a table of positions.
+    transformers from 5.6 on leaves the prefix `text_model.` out.
     """
     known = ("text_model.", "text_projection.")
     return {
-        name if name.startswith(known) else f"text_model.{name}": tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("position_ids")
+        name if name.startswith(known) else f"text_model.{name}": tensor for name, tensor in tensors.items()
     }
 
 
@@ -194,19 +180,27 @@ def _index(path: Path) -> dict[str, Any]:
     name = index.get("_class_name")
     if name not in PIPELINES:
         raise MezzotintError(f"{file}: {unknown('pipeline', str(name), PIPELINES)}")
+    classes = CLASSES | SECOND if name in SDXL else CLASSES
     for part, named in index.items():
         if part.startswith("_") or not isinstance(named, list) or named == [None, None] or part in UNUSED:
             continue
-        if part != "scheduler" and part not in CLASSES:
-            raise MezzotintError(f"{file}: {unknown('component', part, ['scheduler', *CLASSES])}")
-        if part in CLASSES and (len(named) != 2 or named[1] not in CLASSES[part]):
+        if part != "scheduler" and part not in classes:
+            raise MezzotintError(f"{file}: {unknown('component', part, ['scheduler', *classes])}")
+        if part in classes and (len(named) != 2 or named[1] not in classes[part]):
             raise MezzotintError(
-                f"{file}: {part} is {named[-1]!r}, and {CLASSES[part][0]} is what can be read"
+                f"{file}: {part} is {named[-1]!r}, and {classes[part][0]} is what can be read"
             )
-    for part in ("scheduler", *CLASSES):
-        if not isinstance(index.get(part), list) or index[part] == [None, None]:
+    refiner = name in SDXL and "text_encoder" not in _present(index)
+    needed = classes.keys() - {"text_encoder", "tokenizer"} if refiner else classes.keys()
+    for part in sorted({"scheduler", *needed}):
+        if part not in _present(index):
             raise MezzotintError(f"{file}: the component '{part}' is missing; the checkpoint is incomplete")
     return index
+
+
+def _present(index: Mapping[str, Any]) -> set[str]:
+    """The components that a model_index.json names."""
+    return {part for part, named in index.items() if isinstance(named, list) and named != [None, None]}
 
 
 def _config(file: Path, parse: Callable[[dict[str, Any]], T]) -> T:
@@ -218,32 +212,34 @@ def _config(file: Path, parse: Callable[[dict[str, Any]], T]) -> T:
 
 
 def _plan(raw: Mapping[str, Any]) -> Plan:
-    """The plan of a Stable Diffusion pipeline: diffusers' take steps_offset for 1, whatever the file says."""
-    return from_config(dict(raw) | {"steps_offset": 1})
+    """The plan of a Stable Diffusion pipeline: diffusers' corrects these two keys (SDXL's corrects none)."""
+    return from_config(dict(raw) | {"steps_offset": 1, "clip_sample": False})
 
 
-def _check(path: Path, unet: UNetConfig, vae: VAEConfig, text: CLIPTextConfig) -> None:
-    """Raises MezzotintError unless the components are made for each other."""
-    if unet.num_class_embeds or not unet.takes_text:
-        raise MezzotintError(
-            f"{path}: the U-Net looks at no text, or at a class; such a model has no text encoder"
-        )
-    widths = {level.context_dim for level in unet.levels()}
-    if widths != {text.hidden_size}:
-        raise MezzotintError(
-            f"{path}: the U-Net looks at texts of width {min(widths)}, the text encoder's is {text.hidden_size}; "
-            "they are of different checkpoints"
-        )
-    latents = vae.latent_channels
-    if unet.out_channels != latents or unet.in_channels not in (latents, 2 * latents + 1):
-        raise MezzotintError(
-            f"{path}: the U-Net maps {unet.in_channels} channels to {unet.out_channels}, the autoencoder's latents "
-            f"have {latents}; they are of different checkpoints"
-        )
+def _written_index(configs: Configs, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """model_index.json: each component's library and class."""
+    index: dict[str, Any] = {"_class_name": _pipeline(configs), "_diffusers_version": WRITTEN_FOR}
+    index |= {name: [None, None] for name in UNUSED}
+    if configs.sized:
+        del index["safety_checker"]
+        index |= {name: [None, None] for name in ("text_encoder", "tokenizer")}
+        index["force_zeros_for_empty_prompt"] = configs.zeros_for_empty
+        if configs.sized == SCORE:
+            index["requires_aesthetics_score"] = True
+    else:
+        index["requires_safety_checker"] = False
+    for name, encoder in configs.encoders.items():
+        index[name] = ["transformers", PROJECTED if encoder.projected else PLAIN]
+        index[name.replace("text_encoder", "tokenizer")] = ["transformers", TOKENIZERS[0]]
+    index |= {name: ["diffusers", CLASSES[name][0]] for name in ("unet", "vae")}
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    return index
 
 
-def _pipeline(unet: UNetConfig, vae: VAEConfig) -> str:
-    return PIPELINES[0] if unet.in_channels == vae.latent_channels else PIPELINES[2]
+def _pipeline(configs: Configs) -> str:
+    """The class whose folder it is; the refiner goes on from a picture."""
+    family = SDXL if configs.sized else SD
+    return family[2 if configs.inpainting else 1 if configs.sized == SCORE else 0]
 
 
 def _opened_wide(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,3 +249,10 @@ def _opened_wide(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _versioned(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config) | ({"_diffusers_version": WRITTEN_FOR} if "_class_name" in config else {})
+
+
+_NAMES: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "vae": vae_names,
+    "text_encoder": text_names,
+    "text_encoder_2": text_names,
+}

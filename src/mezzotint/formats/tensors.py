@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ _CODES = {
 }
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SHOWN = 3  # names in a message
+_SLACK = 1 << 20  # numbers that a net may have beyond twice those of its file
 _ALIGNMENT = 64  # bytes; matrix products choose their inner loops by it
 
 
@@ -67,30 +69,46 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         raise MezzotintError(_damage(path, error)) from error
 
 
-def find_weights(folder: Path | str, stem: str) -> list[Path]:
+def find_weights(folder: Path | str, stem: str, *, variant: str | None = None) -> list[Path]:
     """The files of a component's weights: `stem.safetensors`, else its half-precision variant, else shards.
 
-    Raises MezzotintError if there are none, saying so if all that is there is pickled.
+    A `variant` ("fp16", "non_ema") comes first where the component has it. Raises MezzotintError if there are no
+    weights, saying so if all that is there is pickled.
     """
     folder = Path(folder)
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).exists():
-            return [folder / name]
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        placed = read_json(index).get("weight_map")
-        if not isinstance(placed, dict) or not placed:
-            raise MezzotintError(f"{index} has no 'weight_map'; fetch or copy it again")
-        names = sorted(set(placed.values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise MezzotintError(f"{index}: shard '{outside[0]}' lies outside of its folder")
-        return [folder / name for name in names]
+    for kind in dict.fromkeys((variant, None, "fp16")):
+        name = f"{stem}.{kind}" if kind else stem
+        if (folder / f"{name}.safetensors").exists():
+            return [folder / f"{name}.safetensors"]
+        marked = f"{stem}.safetensors.index.{kind}.json" if kind else ""
+        for index in (folder / f"{name}.safetensors.index.json", folder / marked):
+            if index.is_file():
+                return _shards(index)
+    others = sorted(path.name for path in folder.glob(f"{stem}.*.safetensors"))
+    if others:
+        raise MezzotintError(
+            f"{folder}: {stem}.safetensors is missing, {', '.join(others[:_SHOWN])} is there; ask for the variant "
+            f"'{others[0].removeprefix(f'{stem}.').removesuffix('.safetensors')}'"
+        )
     return [_findable(folder / f"{stem}.safetensors")]
 
 
-def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], str]:
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of them beside it."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(to, str) for to in placed.values()):
+        raise MezzotintError(f"{index} has no 'weight_map'; fetch or copy it again")
+    names = sorted(set(placed.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise MezzotintError(f"{index}: shard '{outside[0]}' lies outside of its folder")
+    return [index.with_name(name) for name in names]
+
+
+def read_weights(
+    folder: Path | str, stem: str, *, variant: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     """All tensors of a component and, for messages, where they came from."""
-    paths = find_weights(folder, stem)
+    paths = find_weights(folder, stem, variant=variant)
     tensors: dict[str, Tensor] = {}
     for path in paths:
         tensors |= read_tensors(path)
@@ -143,7 +161,7 @@ def build(
     Its first, random weights are neither drawn nor stored, so that this takes as long as reading the file.
     `where` names the source in the error. Raises MezzotintError as `load` does.
     """
-    with _Uninitialised():
+    with _Uninitialised(sum(tensor.numel() for tensor in tensors.values()), where):
         net = make()
     load(net, tensors, where=where, dtype=dtype, device=device)
     return net.eval()
@@ -191,16 +209,28 @@ def check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, where:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Inside, `torch.nn.init` does nothing: memory is reserved but not touched.
+    """Inside, `torch.nn.init` does nothing: memory is reserved but not touched, and not much more than was `given`.
 
-    (The `meta` device would do as well, but its first use imports a second's worth of symbolic algebra.)
+    So a configuration that lies about its net is found out before it costs anything. (The `meta` device would do as
+    well, but its first use imports a second's worth of symbolic algebra.)
     """
+
+    def __init__(self, given: int, where: str) -> None:
+        super().__init__()
+        self.room, self.where = 2 * given + _SLACK, where
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
+        if func is torch.empty:
+            self.room -= math.prod(args[0] if isinstance(args[0], tuple | list | torch.Size) else args)
+            if self.room < 0:
+                raise MezzotintError(
+                    f"{self.where}: config.json describes a net more than twice as large as these weights; one of "
+                    "the two is of another checkpoint"
+                )
         return func(*args, **(kwargs or {}))
 
 

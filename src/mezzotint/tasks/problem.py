@@ -23,6 +23,8 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond, Denoise, Noise, Step
 from ..errors import UsageError
 from ..exact import tried
+from ..formats.checkpoint import SCORE
+from ..nets import text_time
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -78,7 +80,23 @@ def pure_noise(noise: Noise, sigma: float) -> Tensor:
 def told(pipeline: Pipeline, request: Settled) -> Cond:
     """The prompt, once for each picture."""
     rows = request.num_images
-    return pipeline.encoder(request.prompt).map(lambda field: field.expand(rows, *field.shape[1:]))
+    cond = sized(pipeline, request, pipeline.encoder(request.prompt), request.aesthetic_score)
+    return cond.map(lambda field: field.expand(rows, *field.shape[1:]))
+
+
+def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Cond:
+    """`cond`, of one row, as the U-Net takes it: SDXL is also told sizes, its refiner a size and a score.
+
+    The numbers: height and width of the picture that this one was made from, top and left of the part that was cut
+    out, then height and width of this one, or how beautiful it is (Podell et al. 2023, section 2.2).
+    """
+    numbers = pipeline.configs.sized
+    if not numbers or cond.pooled is None:
+        return cond
+    ids: list[float] = [request.original_height, request.original_width, request.crop_top, request.crop_left]
+    ids += [score] if numbers == SCORE else [request.height, request.width]
+    each = pipeline.configs.unet.addition_time_embed_dim or 0
+    return cond._replace(pooled=text_time(cond.pooled, cond.pooled.new_tensor([ids]), each))
 
 
 def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
@@ -90,7 +108,8 @@ def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
     plain = held(pipeline.denoiser, "plain")
     if request.guidance_scale == 1:
         return plain
-    null = pipeline.encoder(request.negative_prompt)
+    null = pipeline.encoder.null(request.negative_prompt)
+    null = sized(pipeline, request, null, request.negative_aesthetic_score)
     strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
     strong = held(strong, "rescaled" if request.guidance_rescale else "guided")
     steps = len(sigmas) - 1

@@ -32,7 +32,8 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
 from ..formats.atomic import read_json
-from ..formats.folder import Checkpoint, write_folder
+from ..formats.checkpoint import Checkpoint
+from ..formats.folder import write_folder
 from ..formats.scheduler import Plan
 from ..formats.tensors import build, read_tensors, read_weights, write_tensors
 from ..formats.tokenizer import read_tokenizer
