@@ -90,6 +90,7 @@ def test_every_flag_of_a_request_arrives(call, here):
         "sampler": ("--sampler", "ddim"),
         "grid": ("--grid", "karras"),
         "eta": ("--eta", "0.5"),
+        "aesthetic_score": ("--aesthetic", "7.0"),
     }
     assert given.keys() == {name for name in Request.model_fields if flag(name)}
     flags = [word for pair in given.values() for word in pair]

@@ -40,8 +40,8 @@ def _facts(folder: Path) -> dict[str, Any]:
     if configs.unet.in_channels != configs.vae.latent_channels:
         facts["kind"] = "latent inpainting, Stable Diffusion's layout"
     total = stored = 0
-    for part, stem in STEMS.items():
-        tensors, _ = read_weights(folder / part, stem)
+    for part in ("unet", "vae", *configs.encoders):
+        tensors, _ = read_weights(folder / part, STEMS[part])
         count = sum(prod(tensor.shape) for tensor in tensors.values())
         size = sum(tensor.nbytes for tensor in tensors.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
