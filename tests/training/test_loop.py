@@ -39,16 +39,18 @@ def final_state(folder):
     return tensors, facts["step"]
 
 
-def test_a_run_stopped_anywhere_ends_in_the_same_bits(glyph_folder, tmp_path):
-    for _ in run(config(glyph_folder, tmp_path / "whole")):
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_run_stopped_anywhere_ends_in_the_same_bits(glyph_folder, tmp_path, optimiser):
+    optim = {"optim": {"optimiser": optimiser}}
+    for _ in run(config(glyph_folder, tmp_path / "whole", **optim)):
         pass
     expected, step = final_state(tmp_path / "whole")
     assert step == 8
     for stop in (1, 4, 7):
         out = tmp_path / f"stopped-{stop}"
-        for _ in itertools.islice(run(config(glyph_folder, out)), stop):
+        for _ in itertools.islice(run(config(glyph_folder, out, **optim)), stop):
             pass  # dropped in the middle, as by a kill: nothing is saved on the way out
-        for _ in run(config(glyph_folder, out)):
+        for _ in run(config(glyph_folder, out, **optim)):
             pass
         found, step = final_state(out)
         assert step == 8

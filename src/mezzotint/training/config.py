@@ -21,11 +21,12 @@ class Section(BaseModel):
 
 
 class Optim(Section):
-    """AdamW with warm-up, a constant rate, and a last part in which it falls to zero as 1 - sqrt."""
+    """Warm-up, a constant rate, and a last part in which it falls to zero as 1 - sqrt."""
 
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     lr: float = Field(gt=0)
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, beside AdamW for the rest
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(200, ge=0, description="steps over which the rate rises from 0")
@@ -73,6 +74,7 @@ class Text(Section):
         0.6, ge=0, le=1, description="share of dictionary entries in a batch; captions otherwise"
     )
     dictionary: Path = Path("/usr/share/wordnet")
+    start: Path | None = None  # a folder to take the encoder's first weights from
 
 
 class Diffusion(Section):

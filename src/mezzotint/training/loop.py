@@ -23,6 +23,7 @@ from ..errors import MezzotintError
 from . import checkpoint
 from .config import Optim, TrainConfig
 from .ema import EMA
+from .optimisers import optimisers
 
 
 class Loss(NamedTuple):
@@ -80,7 +81,7 @@ class Trainer:
         self.step = 0
         self.precision: str = config.run.precision
         self.emas = {name: EMA(net, config.optim.ema) for name, net in stage.players.items()}
-        self.optimisers = {name: _adamw(net, config.optim) for name, net in stage.players.items()}
+        self.optimisers = {name: optimisers(net, config.optim) for name, net in stage.players.items()}
 
     @property
     def folder(self) -> Path:
@@ -158,8 +159,8 @@ class Trainer:
 
     def _update(self, player: str, loss: Tensor, lr: float) -> float:
         """One optimiser step; the norm of the gradient before clipping."""
-        net, optimiser = self.stage.players[player], self.optimisers[player]
-        optimiser.zero_grad(set_to_none=True)
+        net = self.stage.players[player]
+        net.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), self.config.optim.clip))
         if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
@@ -168,9 +169,10 @@ class Trainer:
                 f"nothing of this step was kept. Lower optim.lr (now {self.config.optim.lr:g}) or set run.precision = "
                 f'"float32", and start again: the run goes on from its last checkpoint in {self.folder}'
             )
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        optimiser.step()
+        for optimiser in self.optimisers[player]:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            optimiser.step()
         return norm
 
     def _faster_precision(self) -> str:
@@ -197,32 +199,23 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _adamw(net: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """Weight decay on matrices alone: not on biases, scales or norms."""
-    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": optim.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
-
-
-def _moments(optimiser: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's tensors by the name of the parameter that they are for."""
+def _moments(owners: list[torch.optim.Optimizer], net: nn.Module) -> dict[str, Tensor]:
+    """The optimisers' tensors by the name of the parameter that they are for."""
     return {
         f"{kind}.{name}": value
         for name, p in net.named_parameters()
+        for optimiser in owners
         for kind, value in optimiser.state.get(p, {}).items()
     }
 
 
-def _load_moments(optimiser: torch.optim.Optimizer, net: nn.Module, moments: dict[str, Tensor]) -> None:
+def _load_moments(owners: list[torch.optim.Optimizer], net: nn.Module, moments: dict[str, Tensor]) -> None:
     parameters = dict(net.named_parameters())
+    owner = {p: o for o in owners for group in o.param_groups for p in group["params"]}
     for key, value in moments.items():
         kind, _, name = key.partition(".")
         p = parameters[name]
-        optimiser.state[p][kind] = value.clone() if kind == "step" else _like(value, p)
+        owner[p].state[p][kind] = value.clone() if kind == "step" else _like(value, p)
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

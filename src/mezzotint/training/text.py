@@ -23,7 +23,7 @@ from ..data.captions import PALETTE, Placed, Scene, Thing, draw
 from ..data.scenes import load_scenes
 from ..errors import MezzotintError
 from ..formats.atomic import new_folder, write_json
-from ..formats.tensors import write_tensors
+from ..formats.tensors import load, read_weights, write_tensors
 from ..formats.tokenizer import END_OF_WORD, Tokenizer, train_bpe, write_tokenizer
 from ..nets.clip_text import CLIPTextConfig, CLIPTextModel
 from . import teacher
@@ -32,6 +32,9 @@ from .loop import Loss
 
 LAYOUT = 6  # (x, y, side) of the first and the second thing
 LONGEST_ENTRY = 24  # characters of a dictionary entry
+NEARNESS = (
+    6.0  # an entry that means the same as a name is seen e^6 times as often as one at a right angle to it
+)
 
 
 class Readout(nn.Module):
@@ -81,6 +84,9 @@ class TextStage:
         self.meanings = teacher.embed(list(self.row), cache)  # [texts, 384]
         self.things = (*scenes.things, *(Thing(-1, word) for word in self.common))
         self.named = sorted(known)
+        self.everyday = [word for word in self.common if " " not in word]
+        self.entries = [*self.common, *self.rare]
+        self.chances = self._nearness().mul(NEARNESS).softmax(0).cumsum(0).double().numpy()
 
         corpus = [scenes.scene(config.seed, i).caption for i in range(20_000)] + texts * 2
         vocab, merges = train_bpe(corpus, settings.vocabulary)
@@ -95,8 +101,18 @@ class TextStage:
         torch.manual_seed(config.seed)
         self.net = Student(CLIPTextConfig.from_dict(keys)).to(device)
         spellings = [token.removesuffix(END_OF_WORD) or token for token in vocab]
-        self._begin_as(teacher.embed(spellings, cache))
+        if settings.start is None:
+            self._begin_as(teacher.embed(spellings, cache))
+        else:
+            tensors, where = read_weights(settings.start / "text_encoder", "model")
+            load(self.net.encoder, tensors, where=where, device=device)
         self.players: dict[str, nn.Module] = {"text": self.net}
+
+    def _nearness(self) -> Tensor:
+        """Cosine of each dictionary entry with whatever has a picture and is nearest to it: [entries]."""
+        named = self.meanings[[self.row[word] for word in self.named]]
+        entries = self.meanings[[self.row[word] for word in self.entries]]
+        return torch.cat([(part @ named.T).amax(1) for part in entries.split(4096)])
 
     def _begin_as(self, embedding: Tensor) -> None:
         """Let the token embeddings start as the principal components of the teacher's."""
@@ -114,10 +130,14 @@ class TextStage:
         return self._lesson(texts, rng)
 
     def _entry(self, rng: np.random.Generator) -> tuple[str, list[str], Scene | None]:
-        """A dictionary entry or a name, alone."""
+        """A name, an everyday word, or any entry, those near in meaning to something drawn more often; alone."""
         kind = rng.random()
-        words = self.named if kind < 0.25 else self.common if kind < 0.8 or not self.rare else self.rare
-        word = words[int(rng.integers(len(words)))]
+        if kind < 0.6:
+            words = self.named if kind < 0.2 else self.everyday
+            word = words[int(rng.integers(len(words)))]
+        else:
+            at = int(np.searchsorted(self.chances, rng.random() * self.chances[-1], side="right"))
+            word = self.entries[min(at, len(self.entries) - 1)]
         return word, [], None
 
     def _caption(self, rng: np.random.Generator) -> tuple[str, list[str], Scene | None]:
