@@ -58,6 +58,9 @@ class VAE(Section):
     edges: float = Field(
         1.0, ge=0, description="weight of the error of the picture's gradient, at three scales"
     )
+    squares: float = Field(
+        0.0, ge=0, description="weight of the squared error, in which a wrong hue outweighs many soft edges"
+    )
     equivariance: float = Field(
         0.5, ge=0, le=1, description="share of steps on transformed latents, in the first half"
     )

@@ -93,12 +93,9 @@ class Trainer:
         if found is None:
             return False
         tensors, facts = found
-        if facts["config"] != _identity(self.config):
-            changed = sorted(
-                k
-                for k in facts["config"] | _identity(self.config)
-                if facts["config"].get(k) != _identity(self.config).get(k)
-            )
+        before, now = _identity_of(facts["config"]), _identity(self.config)
+        if before != now:
+            changed = sorted(k for k in before | now if before.get(k) != now.get(k))
             raise MezzotintError(
                 f"{self.folder} belongs to a run with another configuration (differs in: {', '.join(changed)}); "
                 "restore it, or choose another 'out'"
@@ -232,3 +229,9 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude={"out", "run"})
     del fields["optim"]["steps"]
     return fields
+
+
+def _identity_of(stored: dict[str, Any]) -> dict[str, Any]:
+    """That of a checkpoint; keys that are younger than it have their defaults."""
+    whole = stored | {"out": "", "optim": stored["optim"] | {"steps": 1}}
+    return _identity(TrainConfig.model_validate(whole))

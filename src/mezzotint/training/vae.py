@@ -1,6 +1,7 @@
 """Stage `vae`: pictures to a small map of unit variance and back.
 
-L = |x^ - x| + edges * (errors of the picture's gradient at three scales) + kl * KL(q(z|x) || N(0, 1)). In the first
+L = |x^ - x| + squares * |x^ - x|^2 + edges * (errors of the picture's gradient at three scales)
+    + kl * KL(q(z|x) || N(0, 1)). In the first
 half of the run the latent map is, on a share of steps, turned, mirrored or halved and must decode to the picture so
 transformed (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509): smoother latents, which diffusion learns faster. Trained
 on crops, since the net is convolutional. At the end each channel's mean and scale are folded into the two 1x1
@@ -63,6 +64,8 @@ class VAEStage:
         decoded = self.net.decode(z).float()
         pixels, gradients = (decoded - batch).abs().mean(), edge_error(decoded, batch)
         loss = pixels + settings.edges * gradients + settings.kl * kl
+        if settings.squares:
+            loss = loss + settings.squares * (decoded - batch).square().mean()
         yield Loss("vae", loss, {"pixels": pixels, "edges": gradients, "kl": kl})
 
     @torch.no_grad()
