@@ -32,8 +32,7 @@ lint: $(VENV)/.test
 model: $(VENV)/.train
 	test -e $(EMOJI)/data || $(BIN)/mezzotint data emoji $(EMOJI)/data \
 		$(if $(IMAGES),--images $(IMAGES)) $(if $(KEYWORDS),--keywords $(KEYWORDS))
-	$(BIN)/mezzotint train configs/emoji-vae.toml
-	$(BIN)/mezzotint train configs/emoji-text.toml
+	for stage in vae vae-fine text text-fine; do $(BIN)/mezzotint train configs/emoji-$$stage.toml || exit; done
 	$(BIN)/mezzotint train configs/emoji.toml
 
 evaluate: $(VENV)/.train
