@@ -16,6 +16,7 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 
 demo: $(VENV)/.core
 	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
+	@echo "The page: $(BIN)/mezzotint serve, then open http://127.0.0.1:7860/"
 
 test: $(VENV)/.test lint
 	$(BIN)/pytest
@@ -47,7 +48,7 @@ clean:
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -e $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable ".[serve]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core

@@ -21,6 +21,7 @@ from .film import film
 from .generate import generate
 from .info import info
 from .replay import replay
+from .serve import keys, serve
 from .train import train
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -36,6 +37,8 @@ app.command()(generate)
 app.command()(replay)
 app.command()(film)
 app.command()(info)
+app.command()(serve)
+app.add_typer(keys, name="keys")
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(data, name="data")

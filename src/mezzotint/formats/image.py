@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import MezzotintError
 from .atomic import new_file
-from .recipe import CHUNK, GENERATED, TEXT_CHUNK, parse_infotext, png_info
+from .recipe import CHUNK, GENERATED, TEXT_CHUNK, parse_infotext, png_info, xmp
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000  # as much as a good camera makes
@@ -78,6 +78,33 @@ def save_image(
     with new_file(path, replace=replace) as part:
         image.save(part, format="PNG", pnginfo=png_info(recipe, source=source))
     return path
+
+
+def encode_image(
+    image: Image.Image,
+    recipe: Mapping[str, Any],
+    *,
+    kind: str = "png",
+    quality: int = 95,
+    source: str = GENERATED,
+) -> bytes:
+    """A picture's file as bytes: "png" with `recipe` inside; "jpeg" or "webp" with what is known of its origin alone.
+
+    `quality` is that of "jpeg" and "webp", 0 to 100.
+    """
+    held = io.BytesIO()
+    if kind == "png":
+        image.save(held, format="PNG", pnginfo=png_info(recipe, source=source))
+    else:
+        image.save(held, format=kind.upper(), quality=quality, xmp=xmp(source).encode())
+    return held.getvalue()
+
+
+def encode_plain(image: Image.Image) -> bytes:
+    """A PNG of pixels alone, for what is looked at and not kept."""
+    held = io.BytesIO()
+    image.save(held, format="PNG", compress_level=1)
+    return held.getvalue()
 
 
 def read_recipe(source: Path | str | bytes, *, name: str = "the picture") -> dict[str, Any]:

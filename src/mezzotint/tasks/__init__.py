@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .problem import Problem, Task, solve
+from .problem import Problem, Task, levels, solve
 from .text2img import text2img
 
 TASKS: dict[str, Task] = {"text2img": text2img}
 
-__all__ = ["TASKS", "Problem", "Task", "solve"]
+__all__ = ["TASKS", "Problem", "Task", "levels", "solve"]

@@ -1,0 +1,255 @@
+"""The native API over HTTP: accepted jobs end once, in the pictures that the command line makes."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mezzotint import Pipeline
+from mezzotint.formats.image import read_recipe
+from mezzotint.request import Request
+
+
+def sse(response):
+    """(event, data) of a stream."""
+    name = None
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_a_job_from_acceptance_to_pictures(shared, model):
+    accepted = shared.post(num_images=3, seed=5, negative_prompt="cats")
+    assert accepted.status_code == 202
+    job = accepted.json()
+    assert job["request"]["sampler"] == "dpmpp_2m"  # settled when it is accepted
+    done = shared.wait(job["id"])
+    assert done["state"] == "done"
+    assert [picture["seed"] for picture in done["pictures"]] == [5, 6, 7]
+    alone = Pipeline.load(model, device="cpu")("a red apple", negative_prompt="cats", seed=6)[0]
+    png = shared.client.get(done["pictures"][1]["url"]).content
+    assert np.array_equal(pixels(png), np.asarray(alone))
+    recipe = read_recipe(png)
+    assert recipe == done["pictures"][1]["recipe"]
+    assert Request.of_recipe(recipe).seed == 6
+
+
+def test_events_tell_of_steps_and_show_the_picture_on_its_way(shared):
+    job = shared.post(num_inference_steps=60, sampler="heun").json()["id"]
+    with shared.client.stream("GET", f"/api/jobs/{job}/events?previews=true") as response:
+        told = list(sse(response))
+    names = [name for name, _ in told]
+    assert names[-1] == "end"
+    assert told[-1][1]["state"] == "done"
+    assert names.count("picture") == 1
+    levels = [data["sigma"] for name, data in told if name == "step" and data["step"]]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[-1] == 0
+    previews = [data for name, data in told if name == "preview"]
+    assert previews
+    assert pixels(base64.b64decode(previews[0]["png"])).shape == (16, 16, 3)
+    with shared.client.stream("GET", f"/api/jobs/{job}/events") as response:  # told again to who comes late
+        assert [name for name, _ in sse(response)] == ["picture", "end"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says", "param"),
+    [
+        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean 'euler'", None),
+        ({"stepps": 3}, "unknown field 'stepps'", "stepps"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0", "seed"),
+        ({"seed": "1"}, "seed: input should be a valid integer", "seed"),
+        ({"width": 17}, "width 17 is not a multiple of 2", None),
+        ({"num_inference_steps": 251}, "num_inference_steps is 251; this service takes at most 250", None),
+        ({"num_images": 17}, "num_images is 17; this service takes at most 16", None),
+        ({"model": "/etc"}, "unknown model '/etc'", None),
+        ({"model": "../tiny"}, "unknown model '../tiny'", None),
+        ({"prompt": "apple " * 50}, "tokens more than the 10", None),
+        ({"prompt": "a" * 40_000}, "prompt has 40000 characters", None),
+    ],
+)
+def test_what_cannot_be_done_is_a_400_that_names_it(shared, fields, says, param):
+    answer = shared.post(**fields)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert says in error["message"]
+    assert error["param"] == param
+
+
+def test_cancel_stops_what_runs_and_what_waits(start):
+    running = start(running=1)
+    first = running.post(num_inference_steps=200).json()["id"]
+    running.wait(first, until=("running",))
+    second = running.post(num_inference_steps=200).json()["id"]
+    for job in (second, first):
+        running.client.post(f"/api/jobs/{job}/cancel")
+        assert running.wait(job, seconds=3)["state"] == "cancelled"
+    assert running.client.get(f"/api/jobs/{first}").json()["pictures"] == []
+
+
+def test_a_deadline_that_passes_ends_the_job(start):
+    running = start(running=1)
+    job = running.post(num_inference_steps=250, num_images=16, deadline=0.3).json()["id"]
+    ended = running.wait(job)
+    assert ended["state"] == "expired"
+    assert "deadline" in ended["error"]
+
+
+def test_a_full_queue_says_when_to_come_back(start):
+    running = start(running=1, limits={"waiting": 2})
+    answers = [running.post(num_inference_steps=200, num_images=8) for _ in range(6)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert [answer.status_code for answer in answers[:3]] == [202] * 3 or answers[2].status_code == 429
+    assert refused
+    assert int(refused[0].headers["retry-after"]) >= 1
+    for answer in answers:
+        if answer.status_code == 202:
+            running.client.post(f"/api/jobs/{answer.json()['id']}/cancel")
+
+
+def test_a_mistake_while_drawing_fails_that_job_alone(start, monkeypatch):
+    running = start()
+    from mezzotint.serve import service
+
+    keep = service.encode_image
+
+    def broken(image, recipe, **knobs):
+        if recipe["seed"] == 13:
+            raise RuntimeError("out of luck")
+        return keep(image, recipe, **knobs)
+
+    monkeypatch.setattr(service, "encode_image", broken)
+    jobs = [running.post(seed=seed).json()["id"] for seed in (12, 13, 14)]
+    ends = [running.wait(job) for job in jobs]
+    assert [end["state"] for end in ends] == ["done", "failed", "done"]
+    assert "out of luck" in ends[1]["error"]
+
+
+def test_removed_jobs_are_gone(shared):
+    job = shared.post().json()["id"]
+    picture = shared.wait(job)["pictures"][0]
+    assert shared.client.delete(f"/api/jobs/{job}").status_code == 204
+    assert shared.client.get(f"/api/jobs/{job}").status_code == 404
+    assert shared.client.get(picture["url"]).status_code == 404
+    assert picture["url"] not in {one["url"] for one in shared.client.get("/api/pictures").json()}
+
+
+def test_stopped_in_good_order_it_goes_on_where_it_was(start):
+    first = start(running=2, drain=0.0)
+    jobs = [first.post(num_inference_steps=40, num_images=2, seed=i).json()["id"] for i in range(3)]
+    time.sleep(0.2)
+    first.stop()
+    second = start(running=8)
+    for job in jobs:
+        ended = second.wait(job)
+        assert ended["state"] == "done"
+        assert [picture["number"] for picture in ended["pictures"]] == [0, 1]
+
+
+def serving(data, model, port):
+    source = Path(__file__).resolve().parents[2] / "src"
+    command = [sys.executable, "-m", "mezzotint", "serve", "-m", str(model), "--data", str(data)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--device", "cpu", "--running", "3"],
+        env=os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            if httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                return process
+        except httpx2.TransportError:
+            time.sleep(0.05)
+    process.kill()
+    raise AssertionError("it did not start")
+
+
+@pytest.mark.slow
+def test_killed_under_load_every_accepted_job_ends_once(tmp_path, model):
+    """SIGKILL twice while clients keep posting; whoever had a 202 finds the job's pictures, whole, in the end."""
+    port, accepted, states = 20_000 + os.getpid() % 20_000, [], {}
+
+    def client(i):
+        for k in range(4):
+            try:
+                body = {
+                    "prompt": "a red apple",
+                    "seed": 100 * i + k,
+                    "num_inference_steps": 20,
+                    "num_images": 2,
+                }
+                answer = httpx2.post(f"http://127.0.0.1:{port}/api/jobs", json=body, timeout=5)
+                if answer.status_code == 202:
+                    accepted.append(answer.json()["id"])
+            except httpx2.TransportError:
+                time.sleep(0.3)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            process = serving(tmp_path, model, port)
+            clients = [pool.submit(client, i) for i in range(4)]
+            time.sleep(0.7)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            for one in clients:
+                one.result()
+    process = serving(tmp_path, model, port)
+    try:
+        until = time.monotonic() + 60
+        while len(states) < len(accepted):
+            assert time.monotonic() < until, (
+                f"{len(accepted) - len(states)} of {len(accepted)} jobs have not ended"
+            )
+            for job in set(accepted) - states.keys():
+                found = httpx2.get(f"http://127.0.0.1:{port}/api/jobs/{job}").json()
+                if found["state"] not in ("queued", "running"):
+                    states[job] = found
+        assert len(accepted) >= 4
+        assert {found["state"] for found in states.values()} == {"done"}
+        for found in states.values():
+            assert [picture["number"] for picture in found["pictures"]] == [0, 1]
+            for picture in found["pictures"]:
+                png = httpx2.get(f"http://127.0.0.1:{port}{picture['url']}").content
+                assert read_recipe(png)["seed"] == picture["seed"]
+        log = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        ends = [line["job"] for line in log if line["what"] == "done"]
+        assert len(ends) == len(set(ends))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_job_that_takes_the_process_down_is_given_up(start, model):
+    first = start(drain=0.0)
+    job = first.post(num_inference_steps=250, num_images=16).json()["id"]
+    first.wait(job, until=("running",))
+    first.stop()
+    from mezzotint.serve.store import Store
+
+    store = Store(first.service.settings.data)
+    for _ in range(3):
+        store.start(job)
+        store._db.execute("UPDATE jobs SET state = 'queued' WHERE id = ?", (job,))
+    store._db.execute("UPDATE jobs SET state = 'running' WHERE id = ?", (job,))
+    store.close()
+    ended = start().wait(job)
+    assert ended["state"] == "failed"
+    assert "went down" in ended["error"]
