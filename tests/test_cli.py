@@ -216,7 +216,7 @@ def test_version(call):
         ([*RED, "-o", "a.png", "-n", "2"], "names one picture"),
         ([*RED, "--film", "a.mp4"], "a.mp4: give a name that ends in .gif"),
         ([*RED, "--device", "tpu"], "device 'tpu' is not to be had"),
-        (["generate", "apple " * 40], "the prompt has"),
+        (["generate", "apple " * 400], "the prompt has"),
         (["generate"], "PROMPT"),
         (["generat", "x"], "generat"),
         (["train", "missing.toml"], "missing.toml is missing"),

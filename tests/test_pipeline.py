@@ -13,6 +13,7 @@ from mezzotint.diffusion.process import VariancePreserving
 from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.formats.scheduler import Plan
 from mezzotint.pipeline import Picture, Progress
+from mezzotint.tasks import TASKS, solve
 from tiny import LENGTH, STEPS, tiny_checkpoint, write_tiny
 
 
@@ -138,10 +139,10 @@ def test_closing_the_iterator_stops_the_work(pipeline, monkeypatch):
         ({"width": 17}, "width 17 is not a multiple of 2; the nearest that is: 16"),
         ({"height": 4096}, "height 4096 is too large for 'tiny', which draws 16 well; ask for at most 128"),
         (
-            {"prompt": "apple " * LENGTH},
-            "the prompt has 2 tokens more than the 10 that the text encoder holds",
+            {"prompt": "apple " * 321},
+            "the prompt has 321 tokens and would be read in 33 chunks of 10; shorten it to at most 32 chunks",
         ),
-        ({"negative_prompt": "cats " * LENGTH}, "the negative prompt has"),
+        ({"negative_prompt": "[a:" + "cats " * 321 + ":2]"}, "the negative prompt has"),
         ({"num_inference_steps": 2000}, "2000 steps asked of a model with 1000 timesteps"),
         ({"eta": 1.0}, "sampler 'dpmpp_2m' takes no eta; those that do: ddim"),
         ({"seed": -1}, "seed (--seed) is -1: input should be greater than or equal to 0"),
@@ -156,9 +157,68 @@ def test_impossible_requests(pipeline, fields, says):
     assert "\n" not in str(caught.value)
 
 
-def test_words_that_do_not_fit_are_named(pipeline):
-    with pytest.raises(UsageError, match="'apple apple' did not fit"):
-        pictures(pipeline, prompt="apple " * (LENGTH - 3) + "cats apple apple")
+def test_prompts_of_any_length_and_unequal_ones(pipeline):
+    """A negative prompt says the same whatever the length of the prompt: what is filled up is hidden."""
+    long = "apple " * (2 * LENGTH)
+    alone = pictures(pipeline, seed=1, prompt=long)[0]
+    assert same(alone, pictures(pipeline, seed=0, num_images=3, prompt=long)[1])
+    assert not same(alone, pictures(pipeline, seed=1, prompt="apple " * LENGTH)[0])
+    assert not same(pictures(pipeline, seed=1, negative_prompt=long)[0], alone)
+
+
+def test_weights_in_prompts(pipeline):
+    plain = pictures(pipeline, seed=1)[0]
+    assert same(plain, pictures(pipeline, seed=1, prompt="(a red:1.0) apple")[0])
+    assert not same(plain, pictures(pipeline, seed=1, prompt="a (red:1.3) apple")[0])
+    assert not same(plain, pictures(pipeline, seed=1, prompt="a [red] apple")[0])
+    assert not same(plain, pictures(pipeline, seed=1, prompt="a red BREAK apple")[0])
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral", "unipc"])
+def test_prompts_that_change_over_the_steps(pipeline, sampler):
+    """The same solver on a problem whose texts are swapped by hand, at the levels where the prompt says so."""
+    fields = {"seed": 1, "sampler": sampler, "num_inference_steps": 6}
+    assert same(
+        pictures(pipeline, prompt="[cats:cats:0.5]", **fields)[0],
+        pictures(pipeline, prompt="cats", **fields)[0],
+    )
+    heard = []
+    encode = type(pipeline.encoder).__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(pipeline.encoder), "__call__", lambda self, text: heard.append(text) or encode(self, text)
+        )
+        switched = pictures(pipeline, prompt="[cats:two apple:2]", **fields)[0]
+    assert set(heard) == {"cats", "two apple", ""}
+    assert not same(switched, pictures(pipeline, prompt="cats", **fields)[0])
+    assert not same(switched, pictures(pipeline, prompt="two apple", **fields)[0])
+    assert same(
+        switched,
+        pictures(pipeline, **(fields | {"seed": 0, "num_images": 2}), prompt="[cats:two apple:2]")[1],
+    )
+    settled = pipeline.settle(Request(prompt="cats", **fields))
+    problem = TASKS["text2img"](pipeline, settled)
+    other = TASKS["text2img"](pipeline, settled.model_copy(update={"prompt": "two apple"}))
+
+    def by_hand(x, sigma, cond):
+        part = problem if float(sigma[0]) > float(problem.sigmas[2].float()) else other
+        return part.denoise(x, sigma, part.cond)
+
+    with torch.inference_mode():
+        *_, last = solve(problem._replace(denoise=by_hand), sampler)
+        image = pipeline._picture(last.x, 1)
+    assert np.array_equal(np.asarray(image), np.asarray(switched.image))
+
+
+def test_negative_prompts_change_too_and_the_last_step_hears_the_last_word(pipeline):
+    def drawn(**fields):
+        return pictures(pipeline, seed=1, num_inference_steps=4, **fields)[0]
+
+    assert not same(drawn(negative_prompt="[cats|apple]"), drawn(negative_prompt="[cats|cats]"))
+    assert same(drawn(negative_prompt="[cats|cats]"), drawn(negative_prompt="cats"))
+    assert same(drawn(prompt="[cats:apple:4]"), drawn(prompt="cats"))
+    assert not same(drawn(prompt="[cats:apple:3]"), drawn(prompt="cats"))
+    assert same(drawn(prompt="[cats:apple:0]"), drawn(prompt="apple"))
 
 
 def test_models_that_are_not_there(tmp_path, folder):

@@ -45,7 +45,9 @@ def _in_pairs(linear: nn.Linear, x: Tensor) -> Tensor:
     return y
 
 
-Trials = dict[tuple[str | int, ...], bool]  # (what was tried, shape of the batch) -> whether it was equal
+Trials = dict[
+    tuple[str | int, ...], bool
+]  # (what was tried, shape of batch and text) -> whether it was equal
 
 
 def tried(denoise: Denoise, trials: Trials, kind: str = "") -> Denoise:
@@ -57,7 +59,7 @@ def tried(denoise: Denoise, trials: Trials, kind: str = "") -> Denoise:
     alone = per_image(denoise)
 
     def evaluated(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        key = (kind, *x.shape)
+        key = (kind, *x.shape, *(() if cond.text is None else cond.text.shape[1:2]))
         if len(x) == 1 or not trials.get(key, True):
             return alone(x, sigma, cond)
         together = denoise(x, sigma, cond)

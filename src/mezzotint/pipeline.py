@@ -33,6 +33,7 @@ from .formats.folder import read_folder
 from .formats.image import to_image
 from .formats.scheduler import Plan
 from .nets.blocks import channels_last
+from .prompt import Script
 from .request import Request, Settled
 from .tasks import TASKS, solve
 from .text import TextEncoder
@@ -153,8 +154,9 @@ class Pipeline:
             if name not in known:
                 raise unknown(kind, name, known)
         self._check_size(settled)
-        self.encoder.check(settled.prompt)
-        self.encoder.check(settled.negative_prompt, what="negative prompt")
+        for prompt, what in ((settled.prompt, "prompt"), (settled.negative_prompt, "negative prompt")):
+            for text in set(Script.read(prompt).texts(settled.num_inference_steps)):
+                self.encoder.check(text, what=what)
         return settled
 
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:

@@ -54,7 +54,9 @@ def tags(text: str) -> tuple[str, tuple[Tag, ...]]:
         named = dict(zip(("te", "unet"), (each for each in weights if "=" not in each), strict=False))
         named |= {key: value for key, sign, value in (each.partition("=") for each in weights) if sign}
         if not name.strip() or len(named) != len(weights) or named.keys() - {"te", "unet"}:
-            raise UsageError(f"{match[0]}: write <lora:name:weight>, or <lora:name:text weight:picture weight>")
+            raise UsageError(
+                f"{match[0]}: write <lora:name:weight>, or <lora:name:text weight:picture weight>"
+            )
         try:
             numbers = {key: float(value) for key, value in named.items()}
         except ValueError as error:
@@ -196,10 +198,10 @@ class _Reader:
         if used and set(used) == {"|"}:
             return [Cycle(tuple(map(_script, scripts)))]
         if used in (":", "::"):
-            *words, last = map(_script, scripts)
+            *before, after, last = map(_script, scripts)
             when = _WHEN.fullmatch(str(last)) if last.constant else None
             if when:
-                return [Switch(*([Script(), *words][-2:]), when=when[1])]
+                return [Switch(before[0] if before else Script(), after, when[1])]
         parts: list[str | Switch | Cycle] = [opens, *scripts[0]]
         for separator, script in zip(used, scripts[1:], strict=True):
             parts += [separator, *script]

@@ -1,28 +1,48 @@
-"""From a prompt to what a net is conditioned on: tokens, then the states of the text encoder.
+"""From a prompt to what a net is conditioned on: words, weights, chunks of tokens, states of the text encoders.
+
+A text encoder holds 77 positions (the embedded one 32), a prompt any number of tokens: it is cut into chunks, each
+with a begin and an end of its own, each encoded by itself, and their states stand one after another. A chunk that is
+full is cut behind its last comma if that is near. Words that weigh w have their states multiplied by w, after which
+the chunk's mean is what it was. All this is as AUTOMATIC1111's program does it, for each text by itself, so that its
+states do not depend on what else is asked for.
 
 Stable Diffusion 1 and 2 look at the encoder's last states. SDXL looks at the states before the last layer, of both its
-encoders side by side, and is told the second's vector for the whole text (Podell et al. 2023, section 2). Each text is
-encoded by itself, so that its states do not depend on what else is asked for. A text that does not fit is refused: a
-prompt that is cut in silence is a wrong picture that nobody can explain.
+encoders side by side, and is told the second's vector of the first chunk (Podell et al. 2023, section 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .diffusion.types import Cond
 from .errors import UsageError
-from .formats.tokenizer import Tokenizer
+from .formats.tokenizer import END_OF_WORD, Tokenizer
 from .nets import CLIPTextModel
+from .prompt import Run, weigh
 
 REMEMBERED = 64  # texts whose states are kept
+MOST_CHUNKS = 32  # of one text; beyond, somebody pasted a book
+NEAR = 20 / 75  # a comma is near a chunk's end if it lies in this share of it
+NOTHING = 1e-4  # of the states' size: a mean smaller than this is rounding, and no measure to go by
+
+
+class Token(NamedTuple):
+    """One token and how much it counts."""
+
+    id: int
+    weight: float
+
+
+Chunk = tuple[Token, ...]  # at most `capacity` of them
 
 
 class TextEncoder:
-    """Prompts -> `Cond`, one row each; the last ones are remembered."""
+    """Texts -> `Cond`, one row each; the last ones are remembered."""
 
     def __init__(
         self,
@@ -44,22 +64,27 @@ class TextEncoder:
 
     @property
     def capacity(self) -> int:
-        """Tokens of a text that fit, without those that mark begin and end."""
+        """Tokens of a chunk, without those that mark its begin and end."""
         return min(tokenizer.max_length for _, tokenizer in self.encoders) - 2
 
+    def chunks(self, text: str) -> list[Chunk]:
+        """How a text is read."""
+        return _chunks(self.tokenizer, text, self.capacity)
+
     def check(self, text: str, *, what: str = "prompt") -> None:
-        """Raises UsageError if `text` does not fit, naming the words that would be lost."""
-        encoding = self.tokenizer.encode(text)
-        if encoding.cut:
+        """Raises UsageError if `text` is longer than any prompt."""
+        chunks = self.chunks(text)
+        if len(chunks) > MOST_CHUNKS:
             raise UsageError(
-                f"the {what} has {encoding.cut} tokens more than the {self.capacity} that the text encoder holds: "
-                f"shorten it; '{encoding.cut_text.strip()}' did not fit"
+                f"the {what} has {sum(map(len, chunks))} tokens and would be read in {len(chunks)} chunks of "
+                f"{self.capacity}; shorten it to at most {MOST_CHUNKS} chunks"
             )
 
     def __call__(self, text: str) -> Cond:
-        """What the net is told of `text`: `Cond.text` [1, L, D], and `Cond.pooled` [1, P] where it takes that.
+        """What the net is told of `text`, in which brackets are weights (see `prompt.weigh`).
 
-        Raises UsageError as `check` does.
+        `Cond.text` [1, chunks * L, D], and `Cond.pooled` [1, P] where the net takes that. Raises UsageError as
+        `check` does.
         """
         return self._states(text)
 
@@ -70,13 +95,60 @@ class TextEncoder:
 
     def _encode(self, text: str) -> Cond:
         self.check(text)
+        texts, pooled = [], None
         with torch.inference_mode():
-            states = [
-                net(torch.tensor([tokenizer.encode(text).ids], device=self.device))  # [1, L] -> TextStates
-                for net, tokenizer in self.encoders
-            ]
-            if not self.pooled:
-                return Cond(text=states[0].last)
-            return Cond(
-                text=torch.cat([each.hidden[-2] for each in states], dim=-1), pooled=states[-1].pooled
-            )
+            for net, tokenizer in self.encoders:
+                parts = []
+                for i, chunk in enumerate(_chunks(tokenizer, text, self.capacity)):
+                    said = net(
+                        torch.tensor([_ids(tokenizer, chunk)], device=self.device)
+                    )  # [1, L] -> TextStates
+                    parts.append(_weighed(said.hidden[-2] if self.pooled else said.last, chunk))
+                    pooled = said.pooled if i == 0 and self.pooled else pooled
+                texts.append(torch.cat(parts, dim=1))
+            return Cond(text=torch.cat(texts, dim=-1), pooled=pooled)
+
+
+def _chunks(tokenizer: Tokenizer, text: str, capacity: int) -> list[Chunk]:
+    """The tokens of a text in chunks of at most `capacity`; one chunk, of none, for an empty text."""
+    *before, last = weigh(text)
+    sections = [*before, last] if last or not before else before  # after a BREAK at the end there is nothing
+    return [chunk for section in sections for chunk in _filled(tokenizer, section, capacity)]
+
+
+def _filled(tokenizer: Tokenizer, section: Sequence[Run], capacity: int) -> Iterator[Chunk]:
+    """The chunks of one section: full ones, cut behind a comma that is near the end, and what is left."""
+    comma = tokenizer.vocab.get("," + END_OF_WORD)
+    chunk: list[Token] = []
+    begun = False
+    for text, weight in section:
+        for id_ in tokenizer.tokens(text):
+            if len(chunk) == capacity:
+                commas = [i for i, token in enumerate(chunk) if token.id == comma]
+                cut = commas[-1] + 1 if commas and id_ != comma else capacity
+                cut = cut if capacity - cut < capacity * NEAR else capacity
+                yield tuple(chunk[:cut])
+                chunk = chunk[cut:]
+                begun = True
+            chunk.append(Token(id_, weight))
+    if chunk or not begun:
+        yield tuple(chunk)
+
+
+def _ids(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
+    """`max_length` ids: begin, the chunk, end, padding."""
+    ids = [tokenizer.bos, *(token.id for token in chunk), tokenizer.eos]
+    return ids + [tokenizer.pad] * (tokenizer.max_length - len(ids))
+
+
+def _weighed(states: Tensor, chunk: Chunk) -> Tensor:
+    """states [1, L, D] times the weights of their tokens, the mean of all kept where there is one."""
+    if all(token.weight == 1 for token in chunk):
+        return states
+    weights = states.new_ones(states.shape[1])
+    weights[1 : 1 + len(chunk)] = states.new_tensor([token.weight for token in chunk])
+    weighed = states * weights[:, None]
+    before, after = states.mean(), weighed.mean()
+    if min(before.abs(), after.abs()) < NOTHING * states.abs().mean():
+        return weighed
+    return weighed * (before / after)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import oracle
-from mezzotint.diffusion.guidance import autoguidance, cfg, interval, per_image
+from mezzotint.diffusion.guidance import autoguidance, cfg, interval, per_image, saying, staged
 from mezzotint.diffusion.prediction import PREDICTIONS
 from mezzotint.diffusion.types import Cond
 
@@ -186,3 +186,46 @@ def test_an_image_of_a_batch_is_the_image_alone_bit_for_bit(scale):
         for i in range(7):
             fresh = [field[i : i + 1].clone() for field in (x, sigma, text)]
             assert torch.equal(batch[i : i + 1], denoise(*fresh[:2], Cond(text=fresh[2])))
+
+
+# --- texts ---
+
+
+def test_a_text_that_is_shorter_is_filled_up_and_hidden():
+    seen = []
+
+    def spy(x, sigma, cond):
+        seen.append(cond)
+        return x
+
+    cond, null = Cond(text=torch.ones(2, 5, 3)), Cond(text=torch.ones(1, 2, 3))
+    cfg(spy, 2.0, null)(torch.zeros(2, 1), torch.ones(2), cond)
+    assert seen[0].mask.tolist() == [[True, True, False, False, False], [True] * 5] * 2
+    assert seen[0].text.sum((1, 2)).tolist() == [6, 15, 6, 15]
+    cfg(spy, 2.0, Cond(text=torch.ones(1, 5, 3)))(torch.zeros(2, 1), torch.ones(2), cond)
+    assert seen[1].mask is None
+
+
+def test_stages_are_chosen_by_the_noise_level():
+    sigmas = torch.tensor([8.0, 4.1, 2.3, 1.0, 0.0], dtype=torch.float64)
+    stages = [lambda x, sigma, cond, i=i: torch.full_like(x, i) for i in range(4)]
+    denoise = staged(stages, sigmas)
+    levels = torch.tensor([99, 8, 5, 4.1, 3, 2.3, 1.5, 1.0, 0.5, 1e-9])
+    answers = denoise(torch.zeros(len(levels), 2), levels, Cond())
+    assert answers[:, 0].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    for level, answer in zip(levels, answers, strict=True):
+        assert torch.equal(denoise(torch.zeros(1, 2), level[None], Cond())[0], answer)
+
+
+def test_saying_replaces_the_text_alone():
+    def spy(x, sigma, cond):
+        return cond
+
+    concat = torch.zeros(3, 1)
+    heard = saying(spy, Cond(text=torch.ones(1, 2, 4), pooled=torch.ones(1, 5)))(
+        torch.zeros(3, 1),
+        torch.ones(3),
+        Cond(text=torch.zeros(3, 9, 4), mask=torch.ones(3, 9), concat=concat),
+    )
+    assert (heard.text.shape, heard.pooled.shape, heard.mask) == ((3, 2, 4), (3, 5), None)
+    assert heard.concat is concat

@@ -287,6 +287,18 @@ def test_bfloat16_training_is_float32_training_with_less_precision() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["sd1", "pooled_text"])
+def test_hidden_text_is_as_good_as_absent(name: str) -> None:
+    _, net = pair(name)
+    z, t, cond = inputs(net.config)
+    mask = torch.ones(cond.text.shape[:2], dtype=torch.bool)
+    more = torch.nn.functional.pad(cond.text, (0, 0, 0, 4), value=9.0)
+    hidden = cond._replace(text=more, mask=torch.nn.functional.pad(mask, (0, 4)))
+    torch.testing.assert_close(net(z, t, hidden), net(z, t, cond), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(net(z, t, cond._replace(text=more)), net(z, t, cond), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
 def test_runs_in_bfloat16_throughout() -> None:
     _, net = pair("sdxl")
     z, t, cond = inputs(net.config)

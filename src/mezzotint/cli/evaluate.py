@@ -94,8 +94,9 @@ def _draws(pipeline: Pipeline) -> Generate:
         import torch
 
         from ..formats.image import to_tensor
+        from ..prompt import escape
 
-        made = [pipeline(p, seed=seed)[0] for p, seed in zip(prompts, seeds, strict=True)]
+        made = [pipeline(escape(p), seed=seed)[0] for p, seed in zip(prompts, seeds, strict=True)]
         return torch.stack([_bytes(to_tensor(image)) for image in made])
 
     return draw

@@ -7,7 +7,10 @@ is a worse model's. An interval (Kynkaanniemi et al. 2024) guides at those noise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import per_row
@@ -19,7 +22,8 @@ def cfg(denoise: Denoise, scale: float, null: Cond, *, rescale: float = 0.0) -> 
     """Classifier-free guidance, away from `null`.
 
     The fields of `null` have 1 row or B; where one is None (a mask to paint in, say), both estimates share
-    cond's. They come from one call with 2B rows, each image's two side by side. scale 1 is `denoise` itself, at
+    cond's. They come from one call with 2B rows, each image's two side by side; of two texts the shorter is
+    filled up with states that `mask` hides, so that it says what it says alone. scale 1 is `denoise` itself, at
     half the cost. `rescale` in [0, 1]: see `extrapolate`. Raises ValueError if null has a field that cond lacks.
     """
     if scale == 1:
@@ -57,6 +61,39 @@ def interval(guided: Denoise, plain: Denoise, sigma_lo: float, sigma_hi: float) 
         if not inside.any():
             return plain(x, sigma, cond)
         return torch.where(per_row(inside, x).bool(), guided(x, sigma, cond), plain(x, sigma, cond))
+
+    return chosen
+
+
+def saying(denoise: Denoise, text: Cond) -> Denoise:
+    """`denoise` that hears `text`, 1 row or B, in the place of every text that it is told.
+
+    Its fields text, pooled and mask; the others stay what the sampler gives.
+    """
+
+    def telling(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        said = text.map(lambda field: field.expand(len(x), *field.shape[1:]))
+        return denoise(x, sigma, cond._replace(text=said.text, pooled=said.pooled, mask=said.mask))
+
+    return telling
+
+
+def staged(stages: Sequence[Denoise], sigmas: Tensor) -> Denoise:
+    """One denoiser for each of the N steps between sigmas [N + 1], chosen by the noise level alone.
+
+    The levels sigmas[i] >= sigma > sigmas[i + 1] are those of step i; above the first, the first step's denoiser
+    speaks, below the last but one, the last one's. Rows at different levels choose each for themselves.
+    """
+    starts = sigmas[1:-1].double()
+
+    def chosen(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        # a sampler tells the level in the precision of x
+        step = (sigma[:, None] <= starts.to(sigma)).sum(1).tolist()  # [B] of 0 .. N - 1
+        first = stages[step[0]]
+        if all(stages[i] is first for i in step):
+            return first(x, sigma, cond)
+        answers = {id(stages[i]): stages[i](x, sigma, cond) for i in step}
+        return torch.stack([answers[id(stages[i])][row] for row, i in enumerate(step)])
 
     return chosen
 
@@ -100,7 +137,19 @@ def extrapolate(
 
 def _beside(null: Cond, cond: Cond, rows: int) -> Cond:
     """[2B, ...] in every field: null's row and cond's in turn."""
+    if null.text is not None and cond.text is not None and null.text.shape[1] != cond.text.shape[1]:
+        length = max(null.text.shape[1], cond.text.shape[1])
+        null, cond = _filled(null, length), _filled(cond, length)
     return Cond(*(_pair(n, c, rows) for n, c in zip(null, cond, strict=True)))
+
+
+def _filled(cond: Cond, length: int) -> Cond:
+    """The same with `length` text states, of which `mask` shows those that were there."""
+    text = cond.text
+    assert text is not None
+    mask = text.new_ones(text.shape[:2], dtype=torch.bool) if cond.mask is None else cond.mask
+    more = length - text.shape[1]
+    return cond._replace(text=F.pad(text, (0, 0, 0, more)), mask=F.pad(mask, (0, more)))
 
 
 def _pair(null: Tensor | None, given: Tensor | None, rows: int) -> Tensor | None:

@@ -150,6 +150,10 @@ class Tokenizer:
         """`text` as `max_length` ids; what does not fit is cut from its end and named in the result."""
         return self._fit(text, self._tokenizer.encode(text))
 
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The ids of `text` alone, however many: no begin, no end, no padding."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def batch(self, texts: Sequence[str]) -> Tokens:
         """The texts as one tensor of ids [B, L], its mask, and what was cut from each."""
         rows = [

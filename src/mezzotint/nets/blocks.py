@@ -117,11 +117,17 @@ class AttentionPooling(nn.Module):
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, dim] -> [B, dim]."""
-        mean = x.mean(dim=1, keepdim=True) + self.positional_embedding.to(x.dtype)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, L, dim] -> [B, dim]; `mask` [B, L] is True where x counts."""
+        if mask is None:
+            mean, look = x.mean(dim=1, keepdim=True), None
+        else:
+            counts = mask[..., None].to(x.dtype)
+            mean = (x * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True)
+            look = F.pad(mask.bool(), (1, 0), value=True)[:, None, None, :]  # [B, 1, 1, 1 + L]
+        mean = mean + self.positional_embedding.to(x.dtype)
         seen = torch.cat([mean, x], dim=1)
-        return attend(self.q_proj(mean), self.k_proj(seen), self.v_proj(seen), self.heads)[:, 0]
+        return attend(self.q_proj(mean), self.k_proj(seen), self.v_proj(seen), self.heads, look)[:, 0]
 
 
 class TextEmbedding(nn.Module):
@@ -134,9 +140,9 @@ class TextEmbedding(nn.Module):
         self.proj = nn.Linear(dim_in, dim)
         self.norm2 = nn.LayerNorm(dim)
 
-    def forward(self, text: Tensor) -> Tensor:
-        """[B, L, dim_in] -> [B, dim]."""
-        return self.norm2(self.proj(self.pool(self.norm1(text))))
+    def forward(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, L, dim_in] -> [B, dim]; `mask` [B, L] is True where the text counts."""
+        return self.norm2(self.proj(self.pool(self.norm1(text), mask)))
 
 
 class ResnetBlock(nn.Module):

@@ -349,7 +349,8 @@ class UNet(nn.Module):
         )
         time = self.time_embedding(waves.to(dtype))
         if self.add_embedding is not None:
-            time = time + self.add_embedding(cond.pooled if self._takes_pooled else cond.text)
+            told = (cond.pooled,) if self._takes_pooled else (cond.text, cond.mask)
+            time = time + self.add_embedding(*told)
         if self.class_embedding is not None:
             time = time + self.class_embedding(cond.label).to(dtype)
         return F.silu(time)

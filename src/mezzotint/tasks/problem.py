@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.grids import sigma_grid
-from ..diffusion.guidance import cfg, interval
+from ..diffusion.guidance import cfg, interval, saying, staged
 from ..diffusion.noise import INITIAL, batch_noise
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond, Denoise, Noise, Step
@@ -25,6 +25,7 @@ from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
 from ..nets import text_time
+from ..prompt import Script
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -78,10 +79,14 @@ def pure_noise(noise: Noise, sigma: float) -> Tensor:
 
 
 def told(pipeline: Pipeline, request: Settled) -> Cond:
-    """The prompt, once for each picture."""
-    rows = request.num_images
-    cond = sized(pipeline, request, pipeline.encoder(request.prompt), request.aesthetic_score)
-    return cond.map(lambda field: field.expand(rows, *field.shape[1:]))
+    """The prompt, once for each picture; of one that changes over the steps, how it begins (see `guided`)."""
+    rows, text = request.num_images, Script.read(request.prompt).at(1, request.num_inference_steps)
+    return _heard(pipeline, request, text).map(lambda field: field.expand(rows, *field.shape[1:]))
+
+
+def _heard(pipeline: Pipeline, request: Settled, text: str) -> Cond:
+    """What the net is told of one text of the prompt: one row."""
+    return sized(pipeline, request, pipeline.encoder(text), request.aesthetic_score)
 
 
 def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Cond:
@@ -100,7 +105,23 @@ def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Con
 
 
 def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
-    """The denoiser with the guidance that the request asks for, at the steps that it asks it for."""
+    """The denoiser with the guidance that the request asks for, at the steps that it asks it for.
+
+    Where the prompts change over the steps, it hears at each noise level what they say there, whatever it is told.
+    """
+    steps = len(sigmas) - 1
+    prompt, negative = Script.read(request.prompt), Script.read(request.negative_prompt)
+    if prompt.constant and negative.constant:
+        return _away_from(str(negative), pipeline, request, sigmas)
+    said = list(zip(prompt.texts(steps), negative.texts(steps), strict=True))
+    stages = {(text, null): _away_from(null, pipeline, request, sigmas) for text, null in said}
+    if not prompt.constant:
+        stages = {pair: saying(stage, _heard(pipeline, request, pair[0])) for pair, stage in stages.items()}
+    return staged([stages[pair] for pair in said], sigmas)
+
+
+def _away_from(negative: str, pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
+    """Guidance away from one text."""
 
     def held(denoise: Denoise, kind: str) -> Denoise:
         return tried(denoise, pipeline.trials, kind) if pipeline.exact else denoise
@@ -108,10 +129,11 @@ def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
     plain = held(pipeline.denoiser, "plain")
     if request.guidance_scale == 1:
         return plain
-    null = pipeline.encoder.null(request.negative_prompt)
+    null = pipeline.encoder.null(negative)
     null = sized(pipeline, request, null, request.negative_aesthetic_score)
     strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
-    strong = held(strong, "rescaled" if request.guidance_rescale else "guided")
+    states = 0 if null.text is None else null.text.shape[1]
+    strong = held(strong, f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states")
     steps = len(sigmas) - 1
     first, last = (round(share * steps) for share in (request.guidance_start, request.guidance_end))
     if (first, last) == (0, steps):
