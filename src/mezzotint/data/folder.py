@@ -23,16 +23,33 @@ METADATA = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """One picture: where it lies, what it shows (at least one caption), and what else was said of it."""
+    """One picture: where it lies, what it shows (if that was said), and what else was said of it."""
 
     path: Path
     captions: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    span: tuple[int, int] | None = None  # of a picture inside of an archive: where its bytes begin, how many
 
     @property
     def text(self) -> str:
         """The first caption."""
         return self.captions[0]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.path}: {self.extra['name']}" if self.span else str(self.path)
+
+    def read(self) -> bytes:
+        """The bytes of the picture's file; MezzotintError if they are not to be had."""
+        try:
+            with self.path.open("rb") as file:
+                if self.span is None:
+                    return file.read()
+                file.seek(self.span[0])
+                return file.read(self.span[1])
+        except OSError as error:
+            raise MezzotintError(f"{self.name} cannot be read ({error.strerror}); restore it") from error
 
     def open(self) -> Image.Image:
         """The decoded picture, in the mode that it is stored in; MezzotintError naming a damaged file."""

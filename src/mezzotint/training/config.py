@@ -35,6 +35,12 @@ class Optim(Section):
     )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="decay per step of the average of the weights")
+    accumulate: int = Field(1, gt=0, description="parts that a batch is computed in, one after the other")
+    spike: float = Field(
+        0.0,
+        ge=0,
+        description="a step is skipped whose gradient is this many times the median's norm; 0: none",
+    )
 
 
 class Run(Section):
@@ -48,6 +54,10 @@ class Run(Section):
     keep: int = Field(2, gt=0, description="checkpoints kept")
     log: int = Field(50, gt=0, description="steps between lines in the log")
     pictures: int = Field(1000, gt=0, description="steps between sample grids")
+    validate_every: int = Field(500, gt=0, description="steps between looks at held-out pictures")
+    workers: int = Field(1, gt=0, description="batches that are made ready ahead, each in a thread")
+    patience: int = Field(3, gt=0, description="skipped steps in a row after which the run goes back")
+    retreats: int = Field(3, ge=0, description="times that a run goes back before it stops")
 
 
 class VAE(Section):

@@ -44,6 +44,7 @@ from ..nets.vae import AutoencoderKL, VAEConfig
 from .config import TrainConfig
 from .loop import Loss
 from .vae import from_unit, to_unit
+from .world import WHOLE, Share, whole_only
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -118,8 +119,9 @@ class DiffusionStage:
         quiet_start(net)
         return channels_last(net.to(self.device))
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """Latents [B, C, h, w] and caption ids [B, L] of a step."""
+        whole_only(share, "diffusion")
         number, within = divmod(step, self.steps_per_pool)
         pool = self.pool(number)
         turn, at = divmod(within * self.config.optim.batch, self.settings.pool)

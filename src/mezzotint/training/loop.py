@@ -2,28 +2,39 @@
 
 A stage brings its nets, a batch that is a pure function of (seed, step), and losses; the loop brings precision,
 optimiser, schedule, clipping, averages, checkpoints. Killed at any moment and started again, it ends in the same
-bits as a run that was left alone. Progress bars, logs and pictures are the consumer's: see `watch.py`.
+bits as a run that was left alone. A step that is not finite, or whose gradient is a spike beside the running median,
+changes nothing; several of them in a row, and the run goes back to its last checkpoint and on with other data.
+Progress bars, logs and pictures are the consumer's: see `watch.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import MezzotintError
+from ..errors import MezzotintError, UsageError
 from . import checkpoint
 from .config import Optim, TrainConfig
 from .ema import EMA
 from .optimisers import optimisers
+from .world import ALONE, WHOLE, Share, World, check_shares
+
+RECENT = 100  # steps whose gradients the median is taken of
+FEW = 20  # of them before there is one
+SHIFT = 1_000_003  # steps by which the data moves on when a run goes back
 
 
 class Loss(NamedTuple):
@@ -39,8 +50,8 @@ class Stage(Protocol):
 
     players: dict[str, nn.Module]  # nets that are trained, each with its own optimiser
 
-    def batch(self, step: int) -> Any:
-        """The data of a step, from (seed, step) alone; called in another thread, one step ahead."""
+    def batch(self, step: int, share: Share = WHOLE) -> Any:
+        """The data of a share of a step, from (seed, step) alone; called in other threads, ahead of time."""
 
     def losses(self, batch: Any, step: int) -> Iterator[Loss]:
         """A loss for each player, in turn; a player is updated before the next loss is computed."""
@@ -63,6 +74,7 @@ class Stats:
     grad_norm: float
     seconds: float  # of this step
     wait: float  # of them, spent waiting for data
+    notes: tuple[str, ...] = ()  # what happened besides: a step skipped, a run gone back
 
 
 def learning_rate(optim: Optim, step: int) -> float:
@@ -76,12 +88,20 @@ def learning_rate(optim: Optim, step: int) -> float:
 class Trainer:
     """The state of a run: nets, optimisers, averages, step. Iterate `steps()`."""
 
-    def __init__(self, stage: Stage, config: TrainConfig, device: torch.device) -> None:
-        self.stage, self.config, self.device = stage, config, device
+    def __init__(self, stage: Stage, config: TrainConfig, device: torch.device, world: World = ALONE) -> None:
+        check_shares(config.optim.batch, config.optim.accumulate, world)
+        if config.optim.accumulate > 1 and len(stage.players) > 1:
+            raise UsageError("optim.accumulate: nets that are trained in turns take their batches whole")
+        self.stage, self.config, self.device, self.world = stage, config, device, world
         self.step = 0
         self.precision: str = config.run.precision
         self.emas = {name: EMA(net, config.optim.ema) for name, net in stage.players.items()}
         self.optimisers = {name: optimisers(net, config.optim) for name, net in stage.players.items()}
+        self.norms: dict[str, deque[float]] = {name: deque(maxlen=RECENT) for name in stage.players}
+        self.skipped = 0  # steps in a row
+        self.retreats = 0
+        self.notes: list[str] = []  # for the next `Stats`
+        self.why = ""  # the last step was skipped
 
     @property
     def folder(self) -> Path:
@@ -89,7 +109,10 @@ class Trainer:
 
     def resume(self) -> bool:
         """Take up the newest checkpoint; False if there is none. MezzotintError if it is another run's."""
-        found = checkpoint.load_newest(self.folder)
+        found = checkpoint.load_newest(self.folder) if self.world.writes else None
+        self.world.wait()
+        if not self.world.writes:  # what was damaged has been put aside
+            found = checkpoint.load_newest(self.folder)
         if found is None:
             return False
         tensors, facts = found
@@ -100,7 +123,12 @@ class Trainer:
                 f"{self.folder} belongs to a run with another configuration (differs in: {', '.join(changed)}); "
                 "restore it, or choose another 'out'"
             )
+        self.notes += [f"{wrong}; going on from step {facts['step']}" for wrong in facts.get("damaged", [])]
         self.step, self.precision = facts["step"], facts["precision"]
+        self.skipped, self.retreats = facts.get("skipped", 0), facts.get("retreats", 0)
+        for name, norms in self.norms.items():
+            norms.clear()
+            norms.extend(facts.get("norms", {}).get(name, []))
         for name, net in self.stage.players.items():
             net.load_state_dict(_part(tensors, f"net.{name}."))
             for key, value in _part(tensors, f"ema.{name}.").items():
@@ -108,42 +136,94 @@ class Trainer:
             _load_moments(self.optimisers[name], net, _part(tensors, f"optim.{name}."))
         return True
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write a checkpoint of the state as it is."""
+        if self.world.writes:
+            self._save()
+        self.world.wait()
+
+    def _save(self) -> None:
         tensors: dict[str, Tensor] = {}
         for name, net in self.stage.players.items():
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
             tensors |= {f"ema.{name}.{k}": v for k, v in self.emas[name].average.items()}
             tensors |= {f"optim.{name}.{k}": v for k, v in _moments(self.optimisers[name], net).items()}
-        facts = {"precision": self.precision, "config": _identity(self.config)}
+        facts: dict[str, Any] = {"precision": self.precision, "config": _identity(self.config)}
+        facts |= {"skipped": self.skipped, "retreats": self.retreats}
+        facts |= {"norms": {name: list(norms) for name, norms in self.norms.items()}}
         cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-        return checkpoint.save(self.folder, self.step, cpu, facts, keep=self.config.run.keep)
+        checkpoint.save(self.folder, self.step, cpu, facts, keep=self.config.run.keep)
 
     def steps(self) -> Iterator[Stats]:
-        """Train to the configured number of steps, yielding after each. MezzotintError on a non-finite loss."""
+        """Train to the configured number of steps, yielding after each.
+
+        Raises MezzotintError if steps are still not finite after the run went back as often as it may.
+        """
         if self.precision == "auto":
             self.precision = self._faster_precision()
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.stage.batch, self.step)
-            while self.step < self.config.optim.steps:
+        while self.step < self.config.optim.steps:  # once, and again whenever the run goes back
+            with closing(self._batches()) as batches:
+                while self.step < self.config.optim.steps and self.skipped < self.config.run.patience:
+                    yield self._one(batches)
+                    due = self.step % self.config.run.checkpoint == 0 and not self.skipped
+                    if due or self.step == self.config.optim.steps:
+                        self.save()
+            if self.skipped >= self.config.run.patience:
+                self._retreat()
+
+    def _batches(self) -> Generator[tuple[Any, float], None, None]:
+        """From the present step on, our shares of each batch and the seconds that they were waited for."""
+        accumulate, world = self.config.optim.accumulate, self.world
+        shares = [Share(world.rank * accumulate + j, accumulate * world.size) for j in range(accumulate)]
+        steps = range(self.step, self.config.optim.steps)
+        todo = ((step + self.retreats * SHIFT, share) for step in steps for share in shares)
+        with ThreadPoolExecutor(self.config.run.workers) as pool:
+            coming = islice(todo, self.config.run.workers)
+            ahead = deque(pool.submit(self.stage.batch, *one) for one in coming)
+            while ahead:
                 begun = time.perf_counter()
-                batch = coming.result()
+                batch = ahead.popleft().result()
                 wait = time.perf_counter() - begun
-                if self.step + 1 < self.config.optim.steps:
-                    coming = ahead.submit(self.stage.batch, self.step + 1)
-                lr = learning_rate(self.config.optim, self.step)
-                total, norm = 0.0, 0.0
-                parts: dict[str, float] = {}
-                for player, value, player_parts in self._losses(batch):
-                    norm = max(norm, self._update(player, value, lr))
-                    total += float(value.detach())
-                    parts |= {k: float(v.detach()) for k, v in player_parts.items()}
-                for ema in self.emas.values():
-                    ema.update(self.step)
-                self.step += 1
-                yield Stats(self.step, total, parts, lr, norm, time.perf_counter() - begun, wait)
-                if self.step % self.config.run.checkpoint == 0 or self.step == self.config.optim.steps:
-                    self.save()
+                ahead.extend(pool.submit(self.stage.batch, *one) for one in islice(todo, 1))
+                yield batch, wait
+
+    def _one(self, batches: Iterator[tuple[Any, float]]) -> Stats:
+        """One step: the gradient of the whole batch, every player's update, the averages."""
+        begun = time.perf_counter()
+        lr, accumulate = learning_rate(self.config.optim, self.step), self.config.optim.accumulate
+        total = norm = wait = 0.0
+        parts: dict[str, float] = {}
+        skipped = False
+        for part in range(accumulate):
+            batch, waited = next(batches)
+            wait += waited
+            for player, value, player_parts in self._losses(batch):
+                self._backward(player, value / accumulate if accumulate > 1 else value, first=part == 0)
+                total += float(value.detach()) / accumulate
+                for name, of_part in player_parts.items():
+                    parts[name] = parts.get(name, 0.0) + float(of_part.detach()) / accumulate
+                if part == accumulate - 1:
+                    player_norm, updated = self._update(player, total, lr)
+                    norm, skipped = max(norm, player_norm), skipped or not updated
+        for ema in self.emas.values():
+            ema.update(self.step)
+        self.step += 1
+        self.skipped = self.skipped + 1 if skipped else 0
+        notes, self.notes = tuple(self.notes), []
+        return Stats(self.step, total, parts, lr, norm, time.perf_counter() - begun, wait, notes)
+
+    def _retreat(self) -> None:
+        """Back to the last checkpoint, and from there on with other data."""
+        where = f"step {self.step}: {self.skipped} steps in a row were skipped"
+        retreats = self.retreats + 1
+        if retreats > self.config.run.retreats or not self.resume():
+            raise MezzotintError(
+                f"{where}, the last because {self.why}; nothing of them was kept. Lower optim.lr (now "
+                f'{self.config.optim.lr:g}) or set run.precision = "float32", and start again: the run goes on from '
+                f"its last checkpoint in {self.folder}, if there is one"
+            )
+        self.skipped, self.retreats = 0, retreats
+        self.notes.append(f"{where} ({self.why}); back to step {self.step}, and on with other data")
 
     def _losses(self, batch: Any) -> Iterator[Loss]:
         losses = self.stage.losses(batch, self.step)
@@ -154,23 +234,38 @@ class Trainer:
                 return
             yield loss
 
-    def _update(self, player: str, loss: Tensor, lr: float) -> float:
-        """One optimiser step; the norm of the gradient before clipping."""
-        net = self.stage.players[player]
-        net.zero_grad(set_to_none=True)
+    def _backward(self, player: str, loss: Tensor, *, first: bool) -> None:
+        if first:
+            self.stage.players[player].zero_grad(set_to_none=True)
         loss.backward()
+
+    def _update(self, player: str, loss: float, lr: float) -> tuple[float, bool]:
+        """One optimiser step; the norm of the gradient before clipping, and whether the step was taken."""
+        net = self.stage.players[player]
+        self.world.mean_([p.grad for p in net.parameters() if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), self.config.optim.clip))
-        if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
-            raise MezzotintError(
-                f"step {self.step + 1}: the loss of '{player}' is {float(loss.detach())}, its gradient's norm {norm}; "
-                f"nothing of this step was kept. Lower optim.lr (now {self.config.optim.lr:g}) or set run.precision = "
-                f'"float32", and start again: the run goes on from its last checkpoint in {self.folder}'
-            )
+        if why := self._fault(player, loss, norm):
+            self.why = why
+            self.notes.append(f"step {self.step + 1} was skipped: {why}")
+            net.zero_grad(set_to_none=True)
+            return norm, False
+        self.norms[player].append(norm)
         for optimiser in self.optimisers[player]:
             for group in optimiser.param_groups:
                 group["lr"] = lr
             optimiser.step()
-        return norm
+        return norm, True
+
+    def _fault(self, player: str, loss: float, norm: float) -> str:
+        """Why a step must not be taken; empty if it may."""
+        if not math.isfinite(norm) or (self.world.size == 1 and not math.isfinite(loss)):
+            return f"the loss of '{player}' is {loss:g}, its gradient's norm {norm:g}"
+        norms, limit = self.norms[player], self.config.optim.spike
+        if limit and len(norms) >= FEW and norm > limit * median(norms):
+            return (
+                f"the gradient of '{player}' has norm {norm:.3g}, {norm / median(norms):.0f} times the median"
+            )
+        return ""
 
     def _faster_precision(self) -> str:
         """float32 or bfloat16: whichever takes less time for forward and backward on the first batch."""

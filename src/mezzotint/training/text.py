@@ -29,6 +29,7 @@ from ..nets.clip_text import CLIPTextConfig, CLIPTextModel
 from . import teacher
 from .config import TrainConfig
 from .loop import Loss
+from .world import WHOLE, Share, whole_only
 
 LAYOUT = 6  # (x, y, side) of the first and the second thing
 LONGEST_ENTRY = 24  # characters of a dictionary entry
@@ -122,7 +123,8 @@ class TextStage:
         with torch.no_grad():
             table.copy_(F.normalize(centred @ directions, dim=1))
 
-    def batch(self, step: int) -> Lesson:
+    def batch(self, step: int, share: Share = WHOLE) -> Lesson:
+        whole_only(share, "text")
         rng = np.random.default_rng((self.config.seed, step, 2))
         size = self.config.optim.batch
         entries = rng.random() < self.config.text.words

@@ -27,6 +27,7 @@ from ..nets.blocks import channels_last
 from ..nets.vae import AutoencoderKL, VAEConfig
 from .config import TrainConfig
 from .loop import Loss
+from .world import WHOLE, Share, whole_only
 
 
 class VAEStage:
@@ -43,8 +44,9 @@ class VAEStage:
         self.net = channels_last(net)
         self.players: dict[str, nn.Module] = {"vae": self.net}
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int, share: Share = WHOLE) -> Tensor:
         """[B, 3, crop, crop] in [-1, 1]."""
+        whole_only(share, "vae")
         size = self.config.optim.batch
         crops = [
             crop(self.scenes, self.config.seed, step * size + j, self.config.vae.crop) for j in range(size)
