@@ -1,49 +1,20 @@
 """The last bit: image i of a batch is the image that its seed makes alone.
 
 Noise is a function of (seed, step), so all that can differ is rounding: a kernel may pick another order of sums for
-another batch. On processors convolutions, normalisations and attention were found to treat a picture alike whatever
-its company (from two rows on, which guidance makes of one picture), and matrix products not: they are made in fixed
-shapes here. What was found on one processor need not hold on another, so it is tried before it is trusted.
+another batch. Frozen linear layers (nets/layers.py) take fixed shapes; convolutions, normalisations and attention were
+found to treat a picture alike whatever its company (from two rows on, which guidance makes of one picture). What was
+found on one processor need not hold on another, so it is tried before it is trusted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MethodType
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .diffusion.guidance import per_image
 from .diffusion.types import Cond, Denoise, Net
-
-M = TypeVar("M", bound=nn.Module)
-
-PAIR = 2  # rows of one picture under guidance
-
-
-def products_in_pairs(net: M) -> M:
-    """`net`, whose linear layers henceforth take two rows at a time. Of two rows or one, nothing changes."""
-    for module in net.modules():
-        if type(module) is nn.Linear:
-            module.forward = MethodType(_in_pairs, module)  # type: ignore[method-assign]
-    return net
-
-
-def _in_pairs(linear: nn.Linear, x: Tensor) -> Tensor:
-    if len(x) <= PAIR or len(x) % PAIR or torch.is_grad_enabled():
-        return F.linear(x, linear.weight, linear.bias)
-    y = x.new_empty(*x.shape[:-1], linear.out_features)
-    for rows, answers in zip(x.split(PAIR), y.split(PAIR), strict=True):
-        flat = rows.flatten(0, -2), linear.weight.T
-        if linear.bias is None:
-            torch.mm(*flat, out=answers.flatten(0, -2))
-        else:
-            torch.addmm(linear.bias, *flat, out=answers.flatten(0, -2))
-    return y
-
 
 Trials = dict[
     tuple[str | int, ...], bool

@@ -27,12 +27,13 @@ from .diffusion.grids import GRIDS
 from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
-from .exact import Trials, products_in_pairs
+from .exact import Trials
 from .formats.checkpoint import Configs
 from .formats.folder import read_folder
 from .formats.image import to_image
 from .formats.scheduler import Plan
 from .nets.blocks import channels_last
+from .nets.layers import frozen
 from .prompt import Script
 from .request import Request, Settled
 from .tasks import TASKS, solve
@@ -100,16 +101,13 @@ class Pipeline:
         folder = find_model(model)
         where = _device(device)
         checkpoint = read_folder(folder, device=where)
-        configs, unet = checkpoint.configs, channels_last(checkpoint.unet)
+        configs = checkpoint.configs
+        unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
         return cls(
             name=folder.name,
             folder=folder,
-            denoiser=Denoiser(
-                products_in_pairs(unet) if where.type == "cpu" else unet,
-                checkpoint.process,
-                checkpoint.prediction,
-            ),
-            codec=Latents(channels_last(checkpoint.vae)),
+            denoiser=Denoiser(unet, checkpoint.process, checkpoint.prediction),
+            codec=Latents(vae),
             encoder=TextEncoder(
                 list(checkpoint.encoders.values()),
                 where,
@@ -118,7 +116,7 @@ class Pipeline:
             ),
             configs=configs,
             plan=checkpoint.plan,
-            defaults=read_defaults(folder, checkpoint.unet.config, checkpoint.vae.config, checkpoint.plan),
+            defaults=read_defaults(folder, unet.config, vae.config, checkpoint.plan),
             device=where,
         )
 

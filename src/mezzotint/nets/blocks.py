@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import Conv2d, Linear
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -80,6 +82,11 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
     return x.transpose(1, 2).unflatten(2, (height, width))
 
 
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), in the memory of x where nothing is learnt: x is the caller's own."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class GroupNorm(nn.GroupNorm):
     """Zero mean and unit variance within each group of channels (Wu & He 2018), then a scale and a shift.
 
@@ -99,8 +106,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim_in: int, dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(dim_in, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_1 = Linear(dim_in, dim)
+        self.linear_2 = Linear(dim, dim)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(features)))
@@ -113,9 +120,9 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(1, dim) / math.sqrt(dim))
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, L, dim] -> [B, dim]; `mask` [B, L] is True where x counts."""
@@ -137,7 +144,7 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim_in)
         self.pool = AttentionPooling(dim_in, heads)
-        self.proj = nn.Linear(dim_in, dim)
+        self.proj = Linear(dim_in, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -164,16 +171,16 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, c_in, eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, c_out * (1 + time_scales)) if time_dim else None
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = Linear(time_dim, c_out * (1 + time_scales)) if time_dim else None
         self.norm2 = GroupNorm(groups, c_out, eps)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.time_scales, self.scale = time_scales, scale
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B, c_in, H, W] -> [B, c_out, H, W]; `time` [B, time_dim] has been through its SiLU already."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         if self.time_emb_proj is None:
             h = self.norm2(h)
         elif self.time_scales:
@@ -181,7 +188,7 @@ class ResnetBlock(nn.Module):
             h = self.norm2(h) * (1 + a) + b
         else:
             h = self.norm2(h + self.time_emb_proj(time)[:, :, None, None])
-        h = self.conv2(F.silu(h))
+        h = self.conv2(silu(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return x + h if self.scale == 1 else (x + h) / self.scale
@@ -195,7 +202,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
@@ -206,7 +213,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """To twice the size, or to `size` (height, width) where the way down met an odd number."""
@@ -222,10 +229,10 @@ class Attention(nn.Module):
         self.place = Place(0, cross=context_dim is not None)  # a U-Net numbers its own
         context_dim = context_dim or dim
         self.heads, self.upcast = heads, upcast
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(context_dim, dim, bias=False)
-        self.to_v = nn.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(context_dim, dim, bias=False)
+        self.to_v = Linear(context_dim, dim, bias=False)
+        self.to_out = nn.ModuleList([Linear(dim, dim)])
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of a context [B, M, context_dim], what queries meet: two [B, M, dim]; constant while it is."""
@@ -254,10 +261,10 @@ class MapAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.group_norm = GroupNorm(groups, channels, eps)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: object = None) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; a transformer's context is passed over."""
@@ -271,7 +278,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * inner)
+        self.proj = Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -284,7 +291,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         # the middle entry is where the checkpoints' numbering has its dropout
-        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -325,7 +332,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
 
         def projection() -> nn.Module:
-            return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+            return Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
 
         self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = projection()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.types import Cond
@@ -30,9 +29,11 @@ from .blocks import (
     TextEmbedding,
     TimeEmbedding,
     Upsample,
+    silu,
     sinusoid,
 )
 from .config import Fixed, check_divisible, parse, per_level, serialise
+from .layers import Conv2d
 
 CLASS_NAME = "UNet2DConditionModel"
 # What a block looks at: the text too, its own map, or neither.
@@ -291,7 +292,7 @@ class UNet(nn.Module):
         first, last = levels[0], levels[-1]
         time_dim = 4 * first.channels
 
-        self.conv_in = nn.Conv2d(config.in_channels, first.channels, 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, first.channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(first.channels, time_dim)
         self.add_embedding = _addition(config, time_dim)
         classes = config.num_class_embeds
@@ -313,7 +314,7 @@ class UNet(nn.Module):
             c = level.channels
 
         self.conv_norm_out = GroupNorm(config.norm_num_groups, first.channels, config.norm_eps)
-        self.conv_out = nn.Conv2d(first.channels, config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(first.channels, config.out_channels, 3, padding=1)
 
         for number, attention in enumerate(m for m in self.modules() if isinstance(m, Attention)):
             attention.place = attention.place._replace(number=number)
@@ -339,7 +340,7 @@ class UNet(nn.Module):
         x = self.mid_block(skips[-1], time, context)
         for block in self.up_blocks:
             x = block(x, skips, time, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
     def _time(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
         """What every residual block is told, through the SiLU that they all begin with."""
@@ -353,7 +354,7 @@ class UNet(nn.Module):
             time = time + self.add_embedding(*told)
         if self.class_embedding is not None:
             time = time + self.class_embedding(cond.label).to(dtype)
-        return F.silu(time)
+        return silu(time)
 
     @property
     def _takes_pooled(self) -> bool:

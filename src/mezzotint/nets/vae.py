@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
-from .blocks import Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
+from .blocks import Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample, silu
 from .config import Fixed, check_divisible, parse, serialise
+from .layers import Conv2d
 
 CLASS_NAME = "AutoencoderKL"
 EPS = 1e-6  # of every group normalisation; the format has no key for it
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 widths[max(i - 1, 0)],
@@ -153,13 +153,13 @@ class Encoder(nn.Module):
         )
         self.mid_block = MidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups=groups, attention=config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
             UpBlock(
@@ -181,13 +181,13 @@ class Decoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
-        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class AutoencoderKL(nn.Module):
@@ -199,8 +199,8 @@ class AutoencoderKL(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
+        self.quant_conv = Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
+        self.post_quant_conv = Conv2d(c, c, 1) if config.use_post_quant_conv else None
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures [B, 3, H, W] in [-1, 1] -> (mean, logvar), both [B, C, H / factor, W / factor].

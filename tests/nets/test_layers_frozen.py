@@ -1,0 +1,60 @@
+"""Frozen layers: the same functions, the same row in any company, and no memory of weights that are gone."""
+
+import pytest
+import torch
+from torch import nn
+
+from mezzotint.nets.layers import Conv2d, Linear, frozen
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [Conv2d(40, 64, 1), Conv2d(64, 64, 3, padding=1), Conv2d(64, 48, 3, stride=2, padding=1)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def test_compute_the_same():
+    x = torch.randn(6, 40, 16, 16).contiguous(memory_format=torch.channels_last)
+    plain, fast = net()(x), frozen(net())
+    with torch.inference_mode():
+        y = fast(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, plain, atol=1e-5, rtol=1e-5)
+        assert fast[1].remembered
+        assert not fast[0].remembered
+    assert fast(x).requires_grad
+
+
+def test_a_pair_of_rows_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    for bias in (True, False):
+        linear = frozen(Linear(384, 640, bias=bias))
+        for shape in ((16, 1, 384), (16, 64, 384), (10, 384)):
+            x = torch.randn(*shape)
+            with torch.inference_mode():
+                together = linear(x)
+                torch.testing.assert_close(together, nn.Linear.forward(linear, x))
+                for i in range(0, len(x), 2):
+                    assert torch.equal(linear(x[i : i + 2].clone()), together[i : i + 2])
+                assert linear(x[:3]).shape == (3, *shape[1:-1], 640)
+
+
+@pytest.mark.parametrize("change", ["write", "replace"])
+def test_changed_weights_are_seen(change):
+    conv = frozen(Conv2d(64, 64, 3, padding=1, bias=False))
+    x = torch.randn(2, 64, 16, 16)
+    with torch.no_grad():
+        before = conv(x)
+        if change == "write":
+            conv.weight.mul_(2)
+        else:
+            conv.weight = nn.Parameter(2 * conv.weight)
+        torch.testing.assert_close(conv(x), 2 * before)
+
+
+def test_what_is_remembered_is_not_part_of_the_weights():
+    conv = frozen(Conv2d(64, 64, 3, padding=1))
+    with torch.no_grad():
+        conv(torch.randn(2, 64, 16, 16))
+    assert set(conv.state_dict()) == {"weight", "bias"}
+    assert not frozen(conv).remembered
