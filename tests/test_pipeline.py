@@ -13,7 +13,8 @@ from mezzotint.diffusion.process import VariancePreserving
 from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.formats.scheduler import Plan
 from mezzotint.pipeline import Picture, Progress
-from mezzotint.tasks import TASKS, solve
+from mezzotint.tasks import TASKS
+from mezzotint.tasks.problem import solve
 from tiny import LENGTH, STEPS, tiny_checkpoint, write_tiny
 
 
@@ -197,8 +198,8 @@ def test_prompts_that_change_over_the_steps(pipeline, sampler):
         pictures(pipeline, **(fields | {"seed": 0, "num_images": 2}), prompt="[cats:two apple:2]")[1],
     )
     settled = pipeline.settle(Request(prompt="cats", **fields))
-    problem = TASKS["text2img"](pipeline, settled)
-    other = TASKS["text2img"](pipeline, settled.model_copy(update={"prompt": "two apple"}))
+    problem = TASKS["text2img"].state(pipeline, settled)
+    other = TASKS["text2img"].state(pipeline, settled.model_copy(update={"prompt": "two apple"}))
 
     def by_hand(x, sigma, cond):
         part = problem if float(sigma[0]) > float(problem.sigmas[2].float()) else other

@@ -8,6 +8,7 @@ Picture i is the one that seed + i makes alone; on a processor that holds to the
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .prompt import Script
 from .request import Request, Settled
-from .tasks import TASKS, solve
+from .tasks import TASKS
+from .tasks.problem import solve
 from .text import TextEncoder
 
 TOGETHER = 8  # pictures at most that are drawn at a time
@@ -53,6 +55,7 @@ class Progress:
     count: int  # how many of them are drawn together
     step: int  # 1 .. steps
     steps: int
+    start: float  # noise level before the first step
     sigma: float  # noise level that is reached
     look: Callable[[], list[Image.Image]] = field(repr=False)  # what the model sees in the noise; decodes
     state: Callable[[], list[Image.Image]] = field(
@@ -132,30 +135,67 @@ class Pipeline:
 
     def __call__(self, prompt: str, **fields: Any) -> list[Image.Image]:
         """The pictures of a prompt; `fields` are those of `Request`. Raises as `generate` does."""
-        request = Request.parse({"prompt": prompt} | fields)
-        return [event.image for event in self.generate(request) if isinstance(event, Picture)]
+        return self._images({"prompt": prompt} | fields)
+
+    def __getattr__(self, task: str) -> Callable[..., list[Image.Image]]:
+        """Every task by name: `pipe.img2img("photo.png", "a cat", strength=0.5)`; what must be given stands first."""
+        if task not in TASKS:
+            raise AttributeError(f"a pipeline has no '{task}'; what it can do: {', '.join(TASKS)}")
+        given = TASKS[task].given
+
+        def images(*values: Any, **fields: Any) -> list[Image.Image]:
+            if len(values) > len(given):
+                raise UsageError(f"{task} is given {', '.join(given)}; the rest by name, for instance seed=1")
+            return self._images({"task": task} | dict(zip(given, values, strict=False)) | fields)
+
+        return images
+
+    def _images(self, fields: dict[str, Any]) -> list[Image.Image]:
+        return [event.image for event in self.generate(Request.parse(fields)) if isinstance(event, Picture)]
 
     def settle(self, request: Request) -> Settled:
         """The request with nothing left open. Raises UsageError for what this model cannot do."""
-        chosen = request.model_dump()
-        chosen |= {name: value for name, value in self.defaults.fields().items() if chosen[name] is None}
+        if request.task not in TASKS:
+            raise unknown("task", request.task, TASKS)
+        task = TASKS[request.task]
+        task.check(request)
+        chosen = dict(request)
+        if task.inherits and request.image is not None:
+            own = request.image.recipe
+            chosen |= {name: own[name] for name in self._inherited(request) if name in own}
+        open_ones = dict(task.heeds) | self._size(request) | self.defaults.fields()
+        chosen |= {name: value for name, value in open_ones.items() if chosen[name] is None}
         for side in ("width", "height"):
             chosen[f"original_{side}"] = chosen[f"original_{side}"] or chosen[side]
         if chosen["seed"] is None:
             chosen["seed"] = secrets.randbelow(FRESH_SEEDS)
-        settled = Settled.model_validate(chosen)
-        for kind, name, known in (
-            ("task", settled.task, TASKS),
-            ("sampler", settled.sampler, SAMPLERS),
-            ("grid", settled.grid, GRIDS),
-        ):
+        settled = Settled.parse(chosen)
+        for kind, name, known in (("sampler", settled.sampler, SAMPLERS), ("grid", settled.grid, GRIDS)):
             if name not in known:
                 raise unknown(kind, name, known)
         self._check_size(settled)
-        for prompt, what in ((settled.prompt, "prompt"), (settled.negative_prompt, "negative prompt")):
+        for prompt, what in (
+            (settled.prompt, "prompt"),
+            (settled.negative_prompt, "negative prompt"),
+            (settled.prompt_to or "", "prompt at the far end"),
+        ):
             for text in set(Script.read(prompt).texts(settled.num_inference_steps)):
                 self.encoder.check(text, what=what)
         return settled
+
+    def _inherited(self, request: Request) -> list[str]:
+        """The fields that a task may take from the recipe of its picture: those that were not given."""
+        own = {*TASKS["text2img"].fields} - {"task", "seed", "num_images"}
+        return [name for name in own if getattr(request, name) == Request.model_fields[name].default]
+
+    def _size(self, request: Request) -> dict[str, int]:
+        """The size to work at for a request about a picture: the picture's, or near the model's in its proportions."""
+        if request.image is None:
+            return {}
+        native = (self.defaults.width, self.defaults.height)
+        asked = (request.width, request.height)
+        width, height = fitted(request.image.image.size, asked, native, self.codec.factor)
+        return {"width": width, "height": height}
 
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:
         """The pictures of a request, each announced by the steps that lead to it.
@@ -179,7 +219,7 @@ class Pipeline:
     @torch.inference_mode()
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:
         """The pictures of a settled request, drawn together; `first` is the number of the first."""
-        problem = TASKS[request.task](self, request)
+        problem = TASKS[request.task].state(self, request)
         knobs = dict(self.plan.sampler_knobs) if request.sampler == self.plan.sampler else {}
         if request.eta is not None:
             knobs["eta"] = request.eta
@@ -191,7 +231,7 @@ class Pipeline:
                     f"are not finite; lower guidance_scale ({request.guidance_scale:g}), or fetch the model again"
                 )
             x = step.x
-            yield self._progress(request, step, first)
+            yield self._progress(request, step, first, float(problem.sigmas[0]))
         for i in range(request.num_images):
             yield Picture(first + i, self._picture(x[i : i + 1], request.seed + i), self.recipe(request, i))
 
@@ -203,7 +243,7 @@ class Pipeline:
             raise MezzotintError(f"the picture of seed {seed} is black all over; try another seed or sampler")
         return to_image(pixels)
 
-    def _progress(self, request: Settled, step: Step, first: int) -> Progress:
+    def _progress(self, request: Settled, step: Step, first: int, start: float) -> Progress:
         def decoded(z: Tensor) -> Callable[[], list[Image.Image]]:
             def look() -> list[Image.Image]:
                 with torch.inference_mode():
@@ -217,6 +257,7 @@ class Pipeline:
             request.num_images,
             step.i + 1,
             request.num_inference_steps,
+            start,
             step.sigma,
             look=decoded(step.denoised),
             state=decoded(shown),
@@ -225,17 +266,13 @@ class Pipeline:
     def recipe(self, request: Settled, i: int = 0) -> dict[str, Any]:
         """All that makes picture i of a settled request again: a JSON object."""
         alone = request.model_copy(update={"seed": request.seed + i, "num_images": 1})
-        return alone.model_dump() | {
+        return alone.model_dump(include={*TASKS[request.task].fields}) | {
             "model": self.name,
             "model_hash": self.fingerprint,
             "version": f"mezzotint {__version__}",
             "torch": torch.__version__,
             "device": self.device.type,
         }
-
-    def start(self, request: Settled) -> float:
-        """The noise level that a request starts at."""
-        return float(TASKS[request.task](self, request).sigmas[0])
 
     def shape(self, request: Settled) -> tuple[int, int, int]:
         """[C, h, w] of what the denoiser works on."""
@@ -256,6 +293,25 @@ class Pipeline:
 
 
 load = Pipeline.load
+
+
+def fitted(
+    size: tuple[int, int], asked: tuple[int | None, int | None], native: tuple[int, int], factor: int
+) -> tuple[int, int]:
+    """Width and height to work at for a picture of `size`, in multiples of `factor`, where they are not asked for.
+
+    The picture's own if a model made for `native` draws it well (between half and twice as many pixels), else as many
+    pixels as native, in the picture's proportions; if one side is asked for, the other follows it.
+    """
+    width, height = size
+    if asked[0] or asked[1]:
+        scale = asked[0] / width if asked[0] else (asked[1] or 0) / height
+    else:
+        scale = math.sqrt(native[0] * native[1] / (width * height))
+        scale = 1.0 if 0.5 <= scale**2 <= 2 else scale
+    found = (max(factor, round(side * scale / factor) * factor) for side in size)
+    wide, high = (given or side for given, side in zip(asked, found, strict=True))
+    return wide, high
 
 
 def _device(name: str) -> torch.device:

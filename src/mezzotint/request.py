@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UsageError, unknown
+from .inputs import Given
 
 MOST_SEEDS = 2**63  # as many as other programs can hold
 
@@ -106,12 +107,38 @@ class Request(BaseModel):
     negative_aesthetic_score: Annotated[
         float, Field(ge=0, le=10, description="SDXL refiner: the score that guidance steers away from")
     ] = 2.5
+    image: Annotated[Given | None, Field(description="the picture that is worked on")] = None
+    strength: Annotated[
+        float | None,
+        Flag("--strength"),
+        Field(ge=0, le=1, description="how much is drawn anew: 0 nothing, 1 everything"),
+    ] = None
+    distance: Annotated[
+        float | None,
+        Flag("--distance"),
+        Field(ge=0, le=1, description="how far from the picture: 0 the same, 1 as another seed's"),
+    ] = None
+    prompt_to: Annotated[
+        str | None, Flag("--to"), Field(description="the prompt at the far end; the same one if not given")
+    ] = None
+    seed_to: Annotated[
+        int | None,
+        Flag("--seed-to"),
+        Field(ge=0, lt=MOST_SEEDS, description="the seed at the far end; the same one if not given"),
+    ] = None
+    at: Annotated[
+        float | None, Flag("--at"), Field(ge=0, le=1, description="where between the two ends: 0 to 1")
+    ] = None
 
     @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Request:
-        """The request with these fields; UsageError in one line for the first that is unknown or impossible."""
+    def parse(cls, fields: Mapping[str, Any], *, files: bool = True) -> Self:
+        """The request with these fields; UsageError in one line for the first that is unknown or impossible.
+
+        Pictures are paths, bytes or Pillow images. With `files` off, as for whoever is not to open files here, text is
+        a picture's file in base64.
+        """
         try:
-            return cls.model_validate(dict(fields))
+            return cls.model_validate(dict(fields), context={"files": files})
         except ValidationError as error:
             raise _explained(error) from error
 
@@ -135,6 +162,12 @@ class Settled(Request):
     original_height: int
 
 
+def called(field: str) -> str:
+    """A field's name for people: with its flag, if it has one."""
+    mark = flag(field) if field in Request.model_fields else None
+    return f"{field} ({mark.names[0]})" if mark else field
+
+
 def flag(field: str) -> Flag | None:
     """How the command line calls a field of `Request`, if it does."""
     return next((mark for mark in Request.model_fields[field].metadata if isinstance(mark, Flag)), None)
@@ -146,6 +179,4 @@ def _explained(error: ValidationError) -> UsageError:
     name = str(first["loc"][0]) if first["loc"] else "request"
     if first["type"] == "extra_forbidden":
         return unknown("field of a request", name, Request.model_fields)
-    called = flag(name) if name in Request.model_fields else None
-    spelled = f"{name} ({called.names[0]})" if called else name
-    return UsageError(f"{spelled} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")
+    return UsageError(f"{called(name)} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")

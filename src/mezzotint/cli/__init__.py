@@ -15,11 +15,13 @@ import typer
 
 from .. import __version__
 from ..errors import MezzotintError
+from ..tasks import TASKS
 from .data import data
+from .draw import command
 from .evaluate import evaluate
 from .film import film
-from .generate import generate
 from .info import info
+from .interpolate import interpolate
 from .replay import replay
 from .serve import keys, serve
 from .train import train
@@ -33,7 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
+app.command("generate")(command(TASKS["text2img"]))
+for task in TASKS.values():
+    if task.name not in ("text2img", "interpolate"):
+        app.command(task.name)(command(task))
+app.command("interpolate")(interpolate)
 app.command()(replay)
 app.command()(film)
 app.command()(info)

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..tasks import TASKS
 from .options import Device, Force, Json, Model, Size, parsed_size, with_request
 from .show import Show
 
 LARGEST = 512  # side in pixels of a picture in a film
 
 
-@with_request
+@with_request(TASKS["text2img"])
 def film(
     what: Annotated[str, typer.Argument(metavar="PICTURE|PROMPT", help="A picture's file, or words.")],
     asked: dict[str, Any],
@@ -79,7 +80,8 @@ def _reverse(
     request = pipeline.settle(Request.parse(asked | {"prompt": prompt, "num_images": 1}))
     events = (event for event in pipeline.generate(request) if isinstance(event, Progress))
     steps = show.each(events, request.num_inference_steps, "film", unit="step")
-    moments = [(event.sigma, event.state()[0], event.look()[0]) for event in steps]
-    return reverse_film(prompt, moments, pipeline.start(request)), pipeline.recipe(request) | {
-        "film": "reverse"
-    }
+    moments, start = [], 0.0
+    for event in steps:
+        start = event.start
+        moments.append((event.sigma, event.state()[0], event.look()[0]))
+    return reverse_film(prompt, moments, start), pipeline.recipe(request) | {"film": "reverse"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,7 +12,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from ..errors import UsageError
+from ..inputs import Given
 from ..request import Request, flag
+from ..tasks import Task
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="The name of an embedded model, or a diffusers folder.")
@@ -26,33 +28,48 @@ Size = Annotated[
 ]
 
 
-def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of `Request` that has a flag; it gets them as `asked`.
+def with_fields(
+    command: Callable[..., None], own: Sequence[inspect.Parameter], task: Task, fields: Sequence[str]
+) -> Callable[..., None]:
+    """A command with parameters of its `own` and an option for each of those `fields` of a task that has a flag.
 
-    `asked` holds those that were given on the command line and nothing else.
+    It gets as `asked` those that were given on the command line and nothing else.
     """
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
-    fields = [name for name in Request.model_fields if flag(name)]
+    flagged = [name for name in fields if flag(name)]
 
     @wraps(command)
     def filled(**given: Any) -> None:
-        values = {name: given.pop(name) for name in fields}
+        values = {name: given.pop(name) for name in flagged}
         command(**given, asked={name: value for name, value in values.items() if value is not None})
 
-    made = [_option(name) for name in fields]
+    made = [_option(name, task.heeds.get(name)) for name in flagged]
     vars(filled)["__signature__"] = inspect.Signature([*own, *made])  # what typer reads
     filled.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *made]}
     return filled
 
 
-def _option(name: str) -> inspect.Parameter:
+def with_request(task: Task) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command with an option for each field that a task heeds; see `with_fields`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "asked"]
+        return with_fields(command, own, task, task.fields)
+
+    return decorate
+
+
+def _option(name: str, chosen: Any) -> inspect.Parameter:
+    """The option of a field; `chosen` is what its task takes if it is not given."""
     field, called = Request.model_fields[name], flag(name)
     assert called is not None
     plain: Any = next(
         (kind for kind in get_args(field.annotation) if kind is not type(None)), field.annotation
     )
-    default = f" [default: {field.default}]" if field.default not in (None, "") else ""
-    help_text = f"{(field.description or '')[:1].upper()}{(field.description or '')[1:]}.{default}"
+    plain = Path if plain is Given else plain
+    default = field.default if chosen is None else chosen
+    shown = f" [default: {default}]" if default not in (None, "") else ""
+    help_text = f"{(field.description or '')[:1].upper()}{(field.description or '')[1:]}.{shown}"
     option = typer.Option(*called.names, help=help_text, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]

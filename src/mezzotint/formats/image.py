@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import MezzotintError
 from .atomic import new_file
-from .recipe import CHUNK, GENERATED, TEXT_CHUNK, parse_infotext, png_info, xmp
+from .recipe import CHUNK, COMPOSITE, GENERATED, TEXT_CHUNK, parse_infotext, png_info, xmp
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000  # as much as a good camera makes
@@ -37,7 +37,12 @@ def open_image(
     """
     name = name if isinstance(source, bytes) else str(source)
     with _explained(name):
-        return _plain(ImageOps.exif_transpose(_opened(source, name, max_pixels)))
+        return upright(_opened(source, name, max_pixels))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA if it has transparency: the camera's turn applied, 16 bits brought to eight."""
+    return _plain(ImageOps.exif_transpose(image))
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -46,6 +51,11 @@ def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 25
         return image.convert("RGB")
     ground = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at another size (width, height); itself if it has that one."""
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -65,16 +75,19 @@ def save_image(
     image: Image.Image,
     recipe: Mapping[str, Any],
     *,
-    source: str = GENERATED,
+    source: str | None = None,
     replace: bool = False,
 ) -> Path:
     """Write a PNG with `recipe` (a JSON object, see `recipe.py`) inside, and return its path.
+
+    `source` is IPTC's; if None, it is `COMPOSITE` where the recipe works on a picture that was there before.
 
     Raises MezzotintError if `path` is no PNG's name, and as `atomic.new_file` does.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise MezzotintError(f"{path}: pictures are written as PNG; give a name that ends in .png")
+    source = source or (COMPOSITE if recipe.get("image") else GENERATED)
     with new_file(path, replace=replace) as part:
         image.save(part, format="PNG", pnginfo=png_info(recipe, source=source))
     return path

@@ -24,7 +24,8 @@ from ..diffusion.samplers import METHODS
 from ..formats.image import open_image, read_recipe
 from ..pipeline import Progress
 from ..request import Request as Drawing
-from ..tasks import TASKS, levels
+from ..tasks import TASKS
+from ..tasks.problem import levels
 from .explain import forward
 from .http import Asking, Refused, Serving, base64_of, events, line
 from .keys import Caller
@@ -143,7 +144,7 @@ def noise_levels(
 @router.post("/jobs", status_code=202)
 async def submit(asked: JobRequest, request: Request, service: Serving, caller: Asking) -> JobOut:
     """Accept a job. When this answers, the job is on disk and will end."""
-    given = asked.model_dump(exclude_unset=True)
+    given = {name: getattr(asked, name) for name in asked.model_fields_set}
     model, deadline = given.pop("model", None), given.pop("deadline", None)
     job = await run_in_threadpool(
         service.submit, caller, given, model=model, deadline=deadline, request_id=request.state.request_id

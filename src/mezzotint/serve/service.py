@@ -186,7 +186,7 @@ class Service:
         for name in ("prompt", "negative_prompt"):
             if isinstance(text := fields.get(name), str) and len(text) > limits.prompt:
                 raise UsageError(f"{name} has {len(text)} characters; at most {limits.prompt} are read")
-        request = Request.parse(fields)
+        request = Request.parse(fields, files=False)
         name = self.models.check(model)
         reason = self.safety.check_request(request)
         if reason:
@@ -200,7 +200,7 @@ class Service:
         now = time.time()
         seconds = min(deadline or limits.deadline, limits.deadline)
         job = Job(
-            secrets.token_hex(12), caller.name, api, name, settled.model_dump(mode="json"), "queued",
+            secrets.token_hex(12), caller.name, api, name, settled.model_dump(mode="json", context={"inline": True}), "queued",
             now, None, None, now + seconds, 0, None,
         )  # fmt: skip
         with self._lock:

@@ -1,10 +1,96 @@
-"""What can be asked of a pipeline: one file and one row each."""
+"""What can be asked of a pipeline: one row and one file each.
+
+A row says what a task must be given and which fields beyond the common ones it heeds; commands, methods of a pipeline
+and the service's schema come from it. The file `tasks/NAME.py` states the problem, in a function of that name; it is
+imported when the task is asked for.
+"""
 
 from __future__ import annotations
 
-from .problem import Problem, Task, levels, solve
-from .text2img import text2img
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-TASKS: dict[str, Task] = {"text2img": text2img}
+from ..errors import UsageError
+from ..request import Request, called
 
-__all__ = ["TASKS", "Problem", "Task", "levels", "solve"]
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..request import Settled
+    from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that can be asked for."""
+
+    name: str
+    about: str  # one sentence, for the help
+    given: tuple[
+        str, ...
+    ]  # what must be given, in the order in which it stands on a command line and in a call
+    heeds: Mapping[str, Any] = field(default_factory=dict)  # further field -> what it is if not given
+    ignores: tuple[str, ...] = ()  # common fields that mean nothing to it
+    inherits: bool = False  # what is not given is taken from the recipe of the picture given
+
+    @property
+    def state(self) -> Callable[[Pipeline, Settled], Problem]:
+        """The function that states its problem."""
+        module = import_module(f".{self.name}", __name__)
+        function: Callable[[Pipeline, Settled], Problem] = getattr(module, self.name)
+        return function
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a request that it heeds, in their order."""
+        own = {*self.given, *self.heeds}
+        return [
+            name
+            for name in Request.model_fields
+            if name in own or (name not in SPECIAL and name not in self.ignores)
+        ]
+
+    def check(self, request: Request) -> None:
+        """Raises UsageError for what is missing, and for what was asked that this task does not know."""
+        for name in self.given:
+            if name != "prompt" and getattr(request, name) is None:
+                raise UsageError(
+                    f"{self.name} needs {_article(name)}: {Request.model_fields[name].description}"
+                )
+        heeded = self.fields
+        for name, kind in Request.model_fields.items():
+            if name not in heeded and getattr(request, name) != kind.default:
+                able = [task.name for task in TASKS.values() if name in task.fields]
+                raise UsageError(f"{self.name} takes no {called(name)}; what does: {', '.join(able)}")
+
+
+def _article(name: str) -> str:
+    word = name.replace("_", " ")
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+_ROWS = (
+    Task("text2img", "Draw pictures from words.", ("prompt",)),
+    Task(
+        "img2img",
+        "Draw a picture anew, from words and its own outlines.",
+        ("image", "prompt"),
+        {"strength": 0.6},
+    ),
+    Task(
+        "vary",
+        "Draw a picture once more, a little differently.",
+        ("image",),
+        {"distance": 0.2},
+        inherits=True,
+    ),
+    Task(
+        "interpolate",
+        "Draw what lies between two prompts, two seeds, or both.",
+        ("prompt",),
+        {"prompt_to": None, "seed_to": None, "at": 0.5},
+    ),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+SPECIAL = frozenset(name for task in _ROWS for name in (*task.given, *task.heeds)) - {"prompt"}

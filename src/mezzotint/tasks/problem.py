@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..diffusion.grids import sigma_grid
@@ -24,6 +25,7 @@ from ..diffusion.types import Cond, Denoise, Noise, Step
 from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
+from ..formats.image import resized, to_tensor
 from ..nets import text_time
 from ..prompt import Script
 
@@ -42,9 +44,6 @@ class Problem(NamedTuple):
     noise: Noise
 
 
-Task = Callable[["Pipeline", "Settled"], Problem]
-
-
 def solve(problem: Problem, sampler: str, **knobs: Any) -> Iterator[Step]:
     """The steps of a sampler by name. Raises UsageError for a knob that it does not take."""
     taken = inspect.signature(SAMPLERS[sampler]).parameters
@@ -57,10 +56,26 @@ def solve(problem: Problem, sampler: str, **knobs: Any) -> Iterator[Step]:
     )
 
 
-def levels(pipeline: Pipeline, request: Settled) -> Tensor:
-    """The noise levels of a request: sigmas [N + 1]."""
+def levels(pipeline: Pipeline, request: Settled, strength: float = 1.0) -> Tensor:
+    """The noise levels of a request: sigmas [N + 1], N being the steps asked for.
+
+    With a `strength` below 1 they are the last N + 1 of as many more, so that they start at that share of the grid.
+    Raises UsageError if there are not so many.
+    """
     knobs = pipeline.plan.grid_knobs if request.grid == pipeline.plan.grid else {}
-    return sigma_grid(request.grid, pipeline.plan.process, request.num_inference_steps, **knobs)
+    steps = request.num_inference_steps
+    if strength == 0:
+        raise UsageError("strength 0 leaves the picture as it is and no step to take; ask for more than 0")
+    total = round(steps / strength)
+    try:
+        return sigma_grid(request.grid, pipeline.plan.process, total, **knobs)[-steps - 1 :]
+    except UsageError as error:
+        if total == steps:
+            raise
+        raise UsageError(
+            f"strength {strength:g} in {steps} steps would be the end of {total} steps, and this model has not so many "
+            "levels of noise; ask for more strength or fewer steps"
+        ) from error
 
 
 def fresh_noise(pipeline: Pipeline, request: Settled) -> Noise:
@@ -76,6 +91,18 @@ def pure_noise(noise: Noise, sigma: float) -> Tensor:
     """
     x = math.hypot(1.0, sigma) * noise(INITIAL)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def given_latents(pipeline: Pipeline, request: Settled, image: Image.Image) -> Tensor:
+    """A picture as the denoiser knows it, at the request's size, once for each picture to draw: [B, C, h, w]."""
+    pixels = to_tensor(resized(image, (request.width, request.height)))[None].to(pipeline.device)
+    z = pipeline.codec.encode(pixels.contiguous(memory_format=torch.channels_last))
+    return z.expand(request.num_images, *z.shape[1:])
+
+
+def noisy(x0: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """x0 + sigma * noise, in the memory format that a net is fastest in."""
+    return (x0 + sigma * noise).contiguous(memory_format=torch.channels_last)
 
 
 def told(pipeline: Pipeline, request: Settled) -> Cond:
