@@ -1,7 +1,8 @@
 """Which model: by name or by path, what it is known by, and what it draws with if nothing else is asked for.
 
-A model is a diffusers folder. A file `mezzotint.json` in it may say more than that format can: steps, guidance, a
-licence. Other programs pass over it.
+A model is a diffusers folder or a single file: one that ships with us, one at a path, or one that a Hugging Face
+program has brought into its cache. A file `mezzotint.json` in a folder may say more than that format can: steps,
+guidance, a licence. Other programs pass over it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MezzotintError, unknown
+from .formats import hub
 from .formats.atomic import read_json
 from .formats.scheduler import Plan
 from .nets import UNetConfig, VAEConfig
 
 EMBEDDED = Path(__file__).parent / "models"
 CARD = "mezzotint.json"
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,31 @@ def embedded() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
 
 
-def find_model(model: str | Path) -> Path:
-    """The folder of an embedded model's name, or of a path. Raises UsageError if there is neither."""
+def find_model(model: str | Path, *, download: bool = False, revision: str = "main") -> Path:
+    """The folder or the file of an embedded model's name, of a path, or of a name on the Hugging Face Hub.
+
+    Of the last, what lies in the local cache; only with `download`, and the package huggingface_hub, is it fetched.
+    Raises UsageError if there is none of these.
+    """
     if str(model) in embedded():
         return EMBEDDED / str(model)
     path = Path(model).expanduser()
     if path.exists():
         return path.resolve()
+    if hub.is_repository(str(model)):
+        return hub.find(str(model), revision=revision, download=download)
     if path.parent != Path():  # it was meant as a path
-        raise MezzotintError(f"{path}: there is no such folder; give the path of a diffusers folder")
-    raise unknown("model", str(model), [*embedded(), "or the path of a diffusers folder"])
+        raise MezzotintError(
+            f"{path}: there is no such folder or file; give the path of a diffusers folder or of a .safetensors file"
+        )
+    raise unknown(
+        "model", str(model), [*embedded(), "or the path of a diffusers folder or .safetensors file"]
+    )
+
+
+def model_name(path: Path) -> str:
+    """What a found model is called in recipes: its folder's or its file's name, or its name on the Hub."""
+    return hub.repository_of(path) or (path.stem if path.is_file() else path.name)
 
 
 def read_defaults(folder: Path, unet: UNetConfig, vae: VAEConfig, plan: Plan) -> Defaults:
@@ -87,7 +104,13 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def content_hash(folder: Path) -> str:
-    """SHA-256 over the names and the bytes of the components' files: the same for copies, whatever their card says."""
+    """SHA-256 over the names and the bytes of the components' files: the same for copies, whatever their card says.
+
+    Of a single file it is that of its bytes, which other programs know it by too.
+    """
+    if folder.is_file():
+        with folder.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for path in sorted(path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")

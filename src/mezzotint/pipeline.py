@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .catalog import Defaults, content_hash, find_model, read_defaults
+from .catalog import Defaults, content_hash, find_model, model_name, read_defaults
 from .codec import Codec, Latents
 from .diffusion.denoiser import Denoiser
 from .diffusion.grids import GRIDS
@@ -29,9 +29,9 @@ from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
 from .exact import Trials
-from .formats.checkpoint import Configs
-from .formats.folder import read_folder
+from .formats.checkpoint import Configs, assemble
 from .formats.image import to_image
+from .formats.opened import read_parts
 from .formats.scheduler import Plan
 from .nets.blocks import channels_last
 from .nets.layers import frozen
@@ -95,19 +95,30 @@ class Pipeline:
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
 
     @classmethod
-    def load(cls, model: str | Path = "emoji", *, device: str = "auto") -> Pipeline:
-        """Open a model by the name of an embedded one or by the path of a diffusers folder.
+    def load(
+        cls,
+        model: str | Path = "emoji",
+        *,
+        device: str = "auto",
+        variant: str | None = None,
+        prediction: str | None = None,
+        download: bool = False,
+        revision: str = "main",
+    ) -> Pipeline:
+        """Open a model: an embedded one by name, a diffusers folder or a single file by path, one in the Hub's cache.
 
-        `device`: a torch device, or "auto" for the accelerator if there is one. Raises UsageError for an unknown
-        model, MezzotintError naming the file for one that is incomplete or damaged.
+        `device`: a torch device, or "auto" for the accelerator if there is one. `variant` ("fp16") picks among a
+        folder's weights, `prediction` outranks what a single file says. Nothing is fetched unless `download` allows
+        it. Raises UsageError for an unknown model, MezzotintError naming the file for one that is incomplete,
+        damaged, or of a kind that is not known.
         """
-        folder = find_model(model)
+        folder = find_model(model, download=download, revision=revision)
         where = _device(device)
-        checkpoint = read_folder(folder, device=where)
+        checkpoint = assemble(read_parts(folder, variant=variant, prediction=prediction), device=where)
         configs = checkpoint.configs
         unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
         return cls(
-            name=folder.name,
+            name=model_name(folder),
             folder=folder,
             denoiser=Denoiser(unet, checkpoint.process, checkpoint.prediction),
             codec=Latents(vae),

@@ -21,10 +21,9 @@ from mezzotint.formats.checkpoint import Checkpoint
 from mezzotint.formats.folder import (
     read_configs,
     read_folder,
-    text_names,
-    vae_names,
     write_folder,
 )
+from mezzotint.formats.names import text_today, vae_today
 from mezzotint.formats.scheduler import Plan
 from mezzotint.formats.tokenizer import Tokenizer, train_bpe
 from mezzotint.nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig
@@ -220,7 +219,7 @@ def test_whole_pipeline_of_diffusers_runs_on_half_precision(made, tmp_path):
 def test_older_names(made):
     text = made.text_encoder.state_dict()
     bare = {name.removeprefix("text_model."): t for name, t in text.items()}
-    assert text_names(bare).keys() == text_names(text).keys() == text.keys()
+    assert text_today(bare).keys() == text_today(text).keys() == text.keys()
     vae = made.vae.state_dict()
     old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
     renamed = {}
@@ -230,7 +229,7 @@ def test_older_names(made):
         square = re.search("(query|key|value|proj_attn).weight", name)
         renamed[name] = tensor[:, :, None, None] if square else tensor
     assert renamed.keys() != vae.keys()
-    back = vae_names(renamed)
+    back = vae_today(renamed)
     assert back.keys() == vae.keys()
     assert all(torch.equal(back[name], vae[name]) for name in vae)
 

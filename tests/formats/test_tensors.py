@@ -202,7 +202,7 @@ def test_damaged_file(tmp_path, content, says, read):
 def test_pickled_code_is_named_and_never_opened(tmp_path, stem, there):
     (tmp_path / there).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     with pytest.raises(
-        MezzotintError, match=f"{there} beside it is pickled code.*convert it to safetensors first"
+        MezzotintError, match=f"{there} beside it is pickled code.*mezzotint convert --allow-pickle"
     ):
         find_weights(tmp_path, stem)
     with pytest.raises(MezzotintError, match=f"{there} is pickled code, which is never opened"):

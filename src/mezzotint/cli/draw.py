@@ -18,7 +18,19 @@ import typer
 from ..errors import MezzotintError, UsageError
 from ..request import Request
 from ..tasks import Task
-from .options import Device, Force, Json, Model, Size, free, parsed_size, slug, with_fields
+from .options import (
+    Device,
+    Download,
+    Force,
+    Json,
+    Model,
+    Size,
+    Variant,
+    free,
+    parsed_size,
+    slug,
+    with_fields,
+)
 from .show import Show
 
 if TYPE_CHECKING:
@@ -99,6 +111,8 @@ def draw(
         ),
     ] = None,
     device: Device = "auto",
+    variant: Variant = None,
+    download: Download = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +135,7 @@ def draw(
     from ..pipeline import Pipeline, Progress
 
     begun = time.perf_counter()
-    pipeline = Pipeline.load(model, device=device)
+    pipeline = Pipeline.load(model, device=device, variant=variant, download=download)
     settled = [pipeline.settle(request) for request in requests]
     made: list[Picture] = []
     reel: list[Any] = []

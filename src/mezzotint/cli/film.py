@@ -50,19 +50,19 @@ def film(
 
 def _forward(picture: Path, model: str, frames: int, seed: int) -> tuple[Any, dict[str, Any]]:
     """Only the model's noise schedule is needed."""
-    from ..catalog import find_model
+    from ..catalog import find_model, model_name
     from ..film import forward_film
-    from ..formats.folder import read_configs
     from ..formats.image import flatten, open_image
+    from ..formats.opened import configs_at
 
     image = flatten(open_image(picture))
     image.thumbnail((LARGEST, LARGEST))
     folder = find_model(model)
-    process = read_configs(folder).plan.process
+    process = configs_at(folder).plan.process
     recipe = {
         "film": "forward",
         "picture": picture.name,
-        "model": folder.name,
+        "model": model_name(folder),
         "seed": seed,
         "frames": frames,
     }

@@ -8,45 +8,49 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json
+from .options import Download, Json, Variant
 from .show import Show
 
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="The name of an embedded model, or a diffusers folder.")
+        str, typer.Argument(help="A model's name, its folder, or its .safetensors file.")
     ] = "emoji",
+    variant: Variant = None,
+    download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a model is: components, parameters, precision, memory, and what it draws with by default."""
+    """Say what a model is: kind, components, parameters, precision, memory, and what it draws with by default."""
     from ..catalog import content_hash, find_model
 
     show = Show(as_json)
-    folder = find_model(model)
-    facts = _facts(folder) | {"hash": content_hash(folder), "folder": str(folder)}
+    path = find_model(model, download=download)
+    facts = _facts(path, variant) | {"hash": content_hash(path), "path": str(path)}
     width = max(map(len, facts)) + 2
     lines = [f"{key.replace('_', ' '):{width}}{_spelled(value)}" for key, value in facts.items()]
     show.result("\n".join(lines), **facts)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    from ..catalog import read_defaults
-    from ..formats.folder import STEMS, read_configs
-    from ..formats.tensors import read_weights
+def _facts(path: Path, variant: str | None) -> dict[str, Any]:
+    from ..catalog import model_name, read_defaults
+    from ..formats.kinds import title
+    from ..formats.opened import read_parts
 
-    configs = read_configs(folder)
-    defaults = read_defaults(folder, configs.unet, configs.vae, configs.plan)
-    facts: dict[str, Any] = {"model": folder.name, "kind": "latent text-to-image, Stable Diffusion's layout"}
-    if configs.unet.in_channels != configs.vae.latent_channels:
-        facts["kind"] = "latent inpainting, Stable Diffusion's layout"
+    parts = read_parts(path, variant=variant)
+    configs = parts.configs
+    defaults = read_defaults(path, configs.unet, configs.vae, configs.plan)
+    facts: dict[str, Any] = {"model": model_name(path), "kind": title(configs)}
+    facts["form"] = "a single file" if path.is_file() else "a diffusers folder"
     total = stored = 0
-    for part in ("unet", "vae", *configs.encoders):
-        tensors, _ = read_weights(folder / part, STEMS[part])
+    for part, tensors in parts.tensors.items():
         count = sum(prod(tensor.shape) for tensor in tensors.values())
         size = sum(tensor.nbytes for tensor in tensors.values())
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
         facts[part] = {"parameters": count, "megabytes": round(size / 1e6, 1), "precision": kinds}
         total, stored = total + count, stored + size
+    if parts.rest:
+        size = sum(tensor.nbytes for tensor in parts.rest.values())
+        facts["beside_the_components"] = f"{len(parts.rest)} tensors, {size / 1e6:,.1f} MB, not used"
     process = configs.plan.process
     return facts | {
         "parameters": total,

@@ -17,7 +17,19 @@ from ..request import Request, flag
 from ..tasks import Task
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="The name of an embedded model, or a diffusers folder.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="An embedded model's name, a diffusers folder, a .safetensors file, or owner/name in the Hub's cache.",
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch owner/name from the Hugging Face Hub if it is not in the cache."),
+]
+Variant = Annotated[
+    str | None, typer.Option("--variant", help="Which of a folder's weights: for instance fp16.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]

@@ -7,7 +7,6 @@ to the same weights are brought to one form here. What is written, all at once, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from ..errors import MezzotintError, unknown
 from ..nets import CLIPTextConfig, UNetConfig, VAEConfig
 from .atomic import new_folder, read_json, write_file, write_json
 from .checkpoint import SCORE, Checkpoint, Configs, Parts, assemble
+from .names import text_today, vae_today
 from .scheduler import Plan, from_config, to_config
 from .tensors import read_tensors, read_weights, write_tensors
 from .tokenizer import read_tokenizer, write_tokenizer
@@ -144,29 +144,6 @@ def write_folder(
             write_file(part / name, content)
 
 
-def text_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP text encoder's weights under their prefixed names.
-
-    transformers from 5.6 on leaves the prefix `text_model.` out.
-    """
-    known = ("text_model.", "text_projection.")
-    return {
-        name if name.startswith(known) else f"text_model.{name}": tensor for name, tensor in tensors.items()
-    }
-
-
-def vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An autoencoder's weights under today's names: its attention had others before 2023, and 1 x 1 convolutions."""
-    new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    old = re.compile(rf"(attentions\.\d+\.)({'|'.join(new)})\.")
-    renamed = {old.sub(lambda match: f"{match[1]}{new[match[2]]}.", name): t for name, t in tensors.items()}
-    linear = re.compile(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
-    return {
-        name: t.flatten(1) if linear.search(name) and t.shape[2:] == (1, 1) else t
-        for name, t in renamed.items()
-    }
-
-
 def _index(path: Path) -> dict[str, Any]:
     """model_index.json, if it is that of a pipeline that we know."""
     file = path / "model_index.json"
@@ -252,7 +229,7 @@ def _versioned(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _NAMES: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
-    "vae": vae_names,
-    "text_encoder": text_names,
-    "text_encoder_2": text_names,
+    "vae": vae_today,
+    "text_encoder": text_today,
+    "text_encoder_2": text_today,
 }

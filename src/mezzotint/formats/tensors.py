@@ -268,7 +268,8 @@ def _findable(path: Path) -> Path:
     """`path` if it can be safetensors; else the error that says what is there instead, and what to do."""
     if path.suffix in PICKLED:
         raise MezzotintError(
-            f"{path} is pickled code, which is never opened; convert it to safetensors first"
+            f"{path} is pickled code, which is never opened; `mezzotint convert --allow-pickle {path} "
+            f"{path.stem}.safetensors` takes the weights out of it"
         )
     if path.is_file():
         return path
@@ -279,7 +280,7 @@ def _findable(path: Path) -> Path:
             if other.exists():
                 raise MezzotintError(
                     f"{path} is missing; {other.name} beside it is pickled code, which is never opened: "
-                    "convert it to safetensors first"
+                    "`mezzotint convert --allow-pickle` takes the weights out of it"
                 )
     raise MezzotintError(f"{path} is missing; the checkpoint is incomplete, fetch or copy it again")
 

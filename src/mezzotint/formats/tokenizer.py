@@ -286,6 +286,11 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
+def byte_letters() -> list[str]:
+    """CLIP's 256 byte letters in the order of their ids."""
+    return list(_BYTE_OF)
+
+
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], dict[int, AddedToken]]:
     """Roles and added tokens; `added_tokens_decoder` outranks the older `special_tokens_map.json`."""
     added = {int(i): _added_token(token) for i, token in config.get("added_tokens_decoder", {}).items()}
