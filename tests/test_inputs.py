@@ -45,12 +45,6 @@ def test_a_request_from_afar_opens_no_file(tmp_path, colours):
                 read({"image": sent})
 
 
-def test_a_job_on_disk_holds_the_picture(colours):
-    asked = Request(image=colours)
-    stored_job = asked.model_dump(mode="json", context={"inline": True})
-    assert Request.model_validate(stored_job).image == asked.image
-
-
 def test_a_recipe_finds_its_picture_or_says_that_it_is_another(tmp_path, colours):
     path = tmp_path / "a.png"
     path.write_bytes(stored(colours))

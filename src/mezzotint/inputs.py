@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator, SerializationInfo, ValidationInfo, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from .errors import MezzotintError, UsageError
 
@@ -82,15 +82,10 @@ def _given(value: Any, info: ValidationInfo) -> Input:
         raise UsageError("a picture in a request is its file's bytes in base64, and this is not") from error
 
 
-def _written(given: Input, info: SerializationInfo) -> dict[str, Any] | str:
-    """What a recipe says of it; with the context {"inline": True}, the whole of it, as base64."""
-    return base64.b64encode(given.data).decode() if (info.context or {}).get("inline") else given.told()
-
-
 Given = Annotated[
     Input,
     PlainValidator(_given),
-    PlainSerializer(_written),
+    PlainSerializer(Input.told),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}),
 ]
 

@@ -87,10 +87,15 @@ def save_image(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise MezzotintError(f"{path}: pictures are written as PNG; give a name that ends in .png")
-    source = source or (COMPOSITE if recipe.get("image") else GENERATED)
+    source = source or source_of(recipe)
     with new_file(path, replace=replace) as part:
         image.save(part, format="PNG", pnginfo=png_info(recipe, source=source))
     return path
+
+
+def source_of(recipe: Mapping[str, Any]) -> str:
+    """IPTC's word for how a picture came about: whether the recipe works on one that was there before."""
+    return COMPOSITE if recipe.get("image") else GENERATED
 
 
 def encode_image(
@@ -99,12 +104,13 @@ def encode_image(
     *,
     kind: str = "png",
     quality: int = 95,
-    source: str = GENERATED,
+    source: str | None = None,
 ) -> bytes:
     """A picture's file as bytes: "png" with `recipe` inside; "jpeg" or "webp" with what is known of its origin alone.
 
     `quality` is that of "jpeg" and "webp", 0 to 100.
     """
+    source = source or source_of(recipe)
     held = io.BytesIO()
     if kind == "png":
         image.save(held, format="PNG", pnginfo=png_info(recipe, source=source))

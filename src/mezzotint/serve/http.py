@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -16,10 +16,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from ..errors import MezzotintError, UsageError
-from ..pipeline import Progress
 from .keys import Caller, TooMany
+from .models import Broken
 from .safety import Blocked
-from .service import Service, Unavailable
+from .service import Looks, Service, Unavailable, never
 from .store import Job
 
 HEARTBEAT = 10.0  # seconds after which an idle stream says that it is alive
@@ -87,7 +87,9 @@ def explained(request: Request, error: Exception) -> Response:
         if isinstance(error.__cause__, ValidationError):
             loc = error.__cause__.errors()[0]["loc"]
             param = str(loc[0]) if loc else None
-    elif not isinstance(error, MezzotintError):
+    elif isinstance(error, MezzotintError) and not isinstance(error, Broken):
+        status, code = 400, "invalid_value"  # a picture that cannot be read, say
+    elif not isinstance(error, Broken):
         message = "a mistake of ours; the log has it under this request's id"
     return told(request.url.path, status, message, code, param, headers)
 
@@ -124,9 +126,7 @@ def _first(errors: Any) -> tuple[str, str | None]:
     return f"{'.'.join(where) or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}", name
 
 
-async def events(
-    service: Service, job: str, looks: Callable[[Progress], bool] = lambda progress: False
-) -> AsyncIterator[dict[str, Any]]:
+async def events(service: Service, job: str, looks: Looks = never) -> AsyncIterator[dict[str, Any]]:
     """What happens to a job until it ends; every HEARTBEAT without news, {"event": "alive"}."""
     watcher = service.watch(job, looks)
     try:

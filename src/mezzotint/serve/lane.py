@@ -95,7 +95,9 @@ class Lane:
         def answer(calls: list[tuple[Tensor, Tensor, Cond]]) -> list[Tensor]:
             return gathered(net, calls, self._trials if exact else None, kind=str(id(net)))
 
-        def asked(z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def asked(z: Tensor, t: Tensor, cond: Cond, **knobs: Any) -> Any:
+            if knobs:  # whose attention is watched or changed: a call of its own kind
+                return self.ask(Call(object(), 1, lambda given: [net(z, t, cond, **knobs)], None))
             pictures = max(1, SMALL // z[0, 0].numel()) if exact else self.most
             fields = tuple(None if one is None else (one.shape, one.dtype) for one in cond)
             kind = ("net", id(net), z.shape, z.dtype, z.stride(), t.dtype, fields)

@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..catalog import find_model
-from ..errors import UsageError, unknown
+from ..errors import MezzotintError, UsageError, unknown
 from ..pipeline import Pipeline
+
+
+class Broken(MezzotintError):
+    """A model of the operator's that cannot be loaded: not the client's fault."""
 
 
 class Models:
@@ -72,7 +76,10 @@ class Models:
     def _get(self, name: str) -> Pipeline:
         if name not in self._loaded:
             self._make_room(sum(file.stat().st_size for file in self.folders[name].rglob("*.safetensors")))
-            self._loaded[name] = self._share(Pipeline.load(self.folders[name], device=self._device))
+            try:
+                self._loaded[name] = self._share(Pipeline.load(self.folders[name], device=self._device))
+            except MezzotintError as error:
+                raise Broken(f"the model '{name}' cannot be loaded: {error}") from error
         self._loaded.move_to_end(name)
         return self._loaded[name]
 

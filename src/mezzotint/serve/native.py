@@ -26,7 +26,7 @@ from ..pipeline import Progress
 from ..request import Request as Drawing
 from ..tasks import TASKS
 from ..tasks.problem import levels
-from .explain import forward
+from .explain import forward, reverse, spelled
 from .http import Asking, Refused, Serving, base64_of, events, line
 from .keys import Caller
 from .service import Service
@@ -43,6 +43,16 @@ class JobRequest(Drawing):
 
     model: Annotated[str | None, Field(description="one of those served; the first if not given")] = None
     deadline: Annotated[float | None, Field(gt=0, le=86400, description="seconds that it may take")] = None
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI document's word on a body that is not read by FastAPI, which would read pictures as paths."""
+    return {
+        "requestBody": {
+            "content": {"application/json": {"schema": model.model_json_schema()}},
+            "required": True,
+        }
+    }
 
 
 class PictureOut(BaseModel):
@@ -113,7 +123,15 @@ def info(service: Serving, caller: Asking) -> dict[str, Any]:
         "version": __version__,
         "who": caller.name,
         "models": models,
-        "tasks": list(TASKS),
+        "tasks": {
+            task.name: {
+                "about": task.about,
+                "given": task.given,
+                "fields": task.fields,
+                "heeds": dict(task.heeds),
+            }
+            for task in TASKS.values()
+        },
         "samplers": {
             name: {"order": method.order, "evaluations": method.evaluations, "stochastic": method.stochastic}
             for name, method in METHODS.items()
@@ -141,13 +159,19 @@ def noise_levels(
         return {"sigmas": levels(pipeline, settled).tolist()}
 
 
-@router.post("/jobs", status_code=202)
-async def submit(asked: JobRequest, request: Request, service: Serving, caller: Asking) -> JobOut:
-    """Accept a job. When this answers, the job is on disk and will end."""
-    given = {name: getattr(asked, name) for name in asked.model_fields_set}
-    model, deadline = given.pop("model", None), given.pop("deadline", None)
+@router.post("/jobs", status_code=202, openapi_extra=body_of(JobRequest))
+async def submit(request: Request, service: Serving, caller: Asking) -> JobOut:
+    """Accept a job. When this answers, the job is on disk and will end. Pictures are their files' bytes in base64."""
+    given = await fields_of(request)
+    asked = await run_in_threadpool(JobRequest.parse, given, files=False)
+    fields = {name: getattr(asked, name) for name in asked.model_fields_set - {"model", "deadline"}}
     job = await run_in_threadpool(
-        service.submit, caller, given, model=model, deadline=deadline, request_id=request.state.request_id
+        service.submit,
+        caller,
+        fields,
+        model=asked.model,
+        deadline=asked.deadline,
+        request_id=request.state.request_id,
     )
     return shown(service, job)
 
@@ -192,11 +216,11 @@ async def follow(job: ID, service: Serving, caller: Asking, previews: bool = Fal
     found = own(service, caller, job)
     last: dict[int, float] = {}
 
-    def looks(progress: Progress) -> bool:
+    def looks(number: int, progress: Progress) -> bool:
         now = time.monotonic()
-        if not previews or now - last.get(0, 0.0) < PREVIEWS_EVERY:
+        if not previews or now - last.get(number, 0.0) < PREVIEWS_EVERY:
             return False
-        last[0] = now
+        last[number] = now
         return True
 
     async def told() -> AsyncIterator[bytes]:
@@ -226,6 +250,18 @@ def picture(
     return FileResponse(
         path, media_type="image/png", headers={"cache-control": "private, max-age=31536000, immutable"}
     )
+
+
+@router.get("/jobs/{job}/inputs/{field}", response_class=FileResponse)
+def given_picture(job: ID, field: str, service: Serving, caller: Asking) -> FileResponse:
+    """A picture that the job was given, as it came: what `image` was, say."""
+    given = own(service, caller, job).request.get(field)
+    if not isinstance(given, dict) or "sha256" not in given:
+        raise Refused(404, f"job {job} was given no picture '{field}'", code="not_found")
+    return FileResponse(
+        service.store.upload(given["sha256"]), media_type="application/octet-stream",
+        headers={"cache-control": "private, max-age=31536000, immutable"},
+    )  # fmt: skip
 
 
 @router.get("/pictures")
@@ -271,6 +307,32 @@ async def forward_process(
             return forward(image, pipeline.plan.process, frames=frames)
 
     return await run_in_threadpool(made)
+
+
+@router.post("/reverse", openapi_extra=body_of(Drawing))
+async def reverse_process(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
+    """How a picture is found in noise: the moments of one picture, and where each word was looked up."""
+    asked = await fields_of(request)
+
+    def made() -> dict[str, Any]:
+        with service.explaining(caller, Drawing.parse(asked, files=False)) as (pipeline, settled):
+            return {
+                "words": list(spelled(pipeline, settled.prompt)),
+                "frames": list(reverse(pipeline, settled)),
+            }
+
+    return await run_in_threadpool(made)
+
+
+async def fields_of(request: Request) -> dict[str, Any]:
+    """The body as a JSON object."""
+    try:
+        fields = await request.json()
+    except ValueError as error:
+        raise Refused(400, "the body is not valid JSON", code="invalid_json") from error
+    if not isinstance(fields, dict):
+        raise Refused(400, "the body is not a JSON object", code="invalid_json")
+    return fields
 
 
 async def upload(request: Request, service: Service) -> bytes:

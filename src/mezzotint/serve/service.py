@@ -16,15 +16,16 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..diffusion.samplers import METHODS
 from ..errors import MezzotintError, UsageError
-from ..formats.image import encode_image, encode_plain
+from ..formats.image import encode_image, encode_plain, open_image
+from ..inputs import Input
 from ..pipeline import Picture, Pipeline, Progress
 from ..request import Request, Settled
 from .audit import Audit
@@ -47,13 +48,20 @@ class Unavailable(MezzotintError):
     """The service is about to stop."""
 
 
+Looks = Callable[[int, Progress], bool]  # whether to show picture number i at this step
+
+
+def never(number: int, progress: Progress) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Watcher:
-    """Somebody who is told what happens to a job; `looks` says at which steps they want to see the picture."""
+    """Somebody who is told what happens to a job; `looks` says at which steps they want to see a picture."""
 
     events: asyncio.Queue[dict[str, Any]]
     loop: asyncio.AbstractEventLoop
-    looks: Callable[[Progress], bool]
+    looks: Looks
 
     def tell(self, event: dict[str, Any]) -> None:
         with suppress(RuntimeError):  # their loop has ended
@@ -94,6 +102,7 @@ class Service:
         self._stopping = False
         self._lock = threading.RLock()
         self._live: dict[str, Live] = {}
+        self._explaining = threading.Semaphore(1)
         self._slots = threading.Semaphore(settings.running)
         self._pool = ThreadPoolExecutor(settings.running, thread_name_prefix="draw")
         self._threads = [
@@ -188,19 +197,13 @@ class Service:
                 raise UsageError(f"{name} has {len(text)} characters; at most {limits.prompt} are read")
         request = Request.parse(fields, files=False)
         name = self.models.check(model)
-        reason = self.safety.check_request(request)
-        if reason:
-            self.audit.write(who=caller.name, what="blocked", request_id=request_id, reason=reason)
-            self.metrics.jobs.labels(api, "blocked").inc()
-            raise Blocked(reason)
         self.keys.check_quota(caller, request.num_images)
         with self.models.use(name) as pipeline:
-            settled = pipeline.settle(request)
-            self._check_limits(settled)
+            settled = self._allowed(caller, request, pipeline, request_id=request_id, api=api)
         now = time.time()
         seconds = min(deadline or limits.deadline, limits.deadline)
         job = Job(
-            secrets.token_hex(12), caller.name, api, name, settled.model_dump(mode="json", context={"inline": True}), "queued",
+            secrets.token_hex(12), caller.name, api, name, self._written(settled), "queued",
             now, None, None, now + seconds, 0, None,
         )  # fmt: skip
         with self._lock:
@@ -232,7 +235,7 @@ class Service:
                 self._end(live, state, why)
             return True
 
-    def watch(self, job: str, looks: Callable[[Progress], bool] = lambda progress: False) -> Watcher:
+    def watch(self, job: str, looks: Looks = never) -> Watcher:
         """Be told from now on; the first events say how things stand. For coroutines of a running loop."""
         watcher = Watcher(asyncio.Queue(), asyncio.get_running_loop(), looks)
         with self._lock:
@@ -269,12 +272,67 @@ class Service:
                 if owner is None or live.job.owner == owner
             ]
 
+    @contextmanager
+    def explaining(self, caller: Caller, request: Request) -> Iterator[tuple[Pipeline, Settled]]:
+        """A pipeline and a settled request to look at closely, one at a time. Raises as `submit` does."""
+        if not self._explaining.acquire(blocking=False):
+            raise TooMany("somebody else is looking how it works; try again in a moment", 5.0)
+        try:
+            with self.models.use(self.models.names[0]) as pipeline, self.lane.member():
+                yield pipeline, self._allowed(caller, request, pipeline)
+        finally:
+            self._explaining.release()
+
     @property
     def wait_estimate(self) -> float:
         """Seconds until a job that comes now would begin, roughly; at least 1."""
         return max(1.0, self.queue.cost)
 
     # Within
+
+    def _allowed(
+        self,
+        caller: Caller,
+        request: Request,
+        pipeline: Pipeline,
+        *,
+        request_id: str = "",
+        api: str = "native",
+    ) -> Settled:
+        """The request settled, if it may be drawn and is within the limits."""
+        reason = self.safety.check_request(request)
+        if reason:
+            self.audit.write(who=caller.name, what="blocked", request_id=request_id, reason=reason)
+            self.metrics.jobs.labels(api, "blocked").inc()
+            raise Blocked(reason)
+        for name, value in request:
+            if isinstance(value, Input):
+                self._check_picture(name, value)
+        settled = pipeline.settle(request)
+        self._check_limits(settled)
+        return settled
+
+    def _written(self, request: Settled) -> dict[str, Any]:
+        """The request as it is kept, its pictures as files of their own."""
+        for _, value in request:
+            if isinstance(value, Input):
+                self.store.keep_upload(value.sha256, value.data)
+        return {name: value.told() if isinstance(value, Input) else value for name, value in request}
+
+    def _read(self, job: Job) -> Settled:
+        """The request of a job, its pictures beside it."""
+        fields = {
+            name: self.store.upload(value["sha256"]).read_bytes() if _is_picture(value) else value
+            for name, value in job.request.items()
+        }
+        return Settled.parse(fields, files=False)
+
+    def _check_picture(self, name: str, given: Input) -> None:
+        """Bounds on a picture from afar, before a pixel of it is decoded."""
+        limits = self.settings.limits
+        if len(given.data) > limits.upload_bytes:
+            raise UsageError(f"{name} has {len(given.data)} bytes; this service reads {limits.upload_bytes}")
+        open_image(given.data, max_pixels=limits.upload_pixels, name=name)
 
     def _check_limits(self, request: Settled) -> None:
         limits = self.settings.limits
@@ -377,7 +435,7 @@ class Service:
 
     def _draw(self, live: Live, piece: Piece) -> None:
         """One picture, alone in the eyes of everything but the lane."""
-        asked = Settled.model_validate(live.job.request)
+        asked = self._read(live.job)
         request = asked.model_copy(update={"seed": asked.seed + piece.number, "num_images": 1})
         begun, shown = time.monotonic(), 0
         with self.models.use(live.job.model) as pipeline, self.lane.member():
@@ -400,7 +458,7 @@ class Service:
         }  # fmt: skip
         self.metrics.steps.inc()
         live.steps[number] = event
-        curious = [watcher for watcher in list(live.watchers) if watcher.looks(progress)]
+        curious = [watcher for watcher in list(live.watchers) if watcher.looks(number, progress)]
         self._tell(live, event)
         if curious and progress.step < progress.steps:
             png = encode_plain(progress.look()[0])
@@ -421,6 +479,10 @@ class Service:
     def _tell(self, live: Live, event: dict[str, Any]) -> None:
         for watcher in list(live.watchers):
             watcher.tell(event)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, dict) and "sha256" in value
 
 
 def recipe_hash(job: Job) -> str:

@@ -199,6 +199,14 @@ class Store:
                 (job, number, time.time(), *size, json.dumps(recipe)),
             )
 
+    def upload(self, sha256: str) -> Path:
+        """A picture that a job was given, by the hash of its bytes."""
+        return self.folder / "uploads" / sha256
+
+    def keep_upload(self, sha256: str, data: bytes) -> None:
+        if not self.upload(sha256).exists():
+            write_file(self.upload(sha256), data, replace=True)
+
     def made(self, job: str) -> list[Made]:
         rows = self._all("SELECT * FROM pictures WHERE job = ? ORDER BY number", job)
         return [_made(row) for row in rows]
