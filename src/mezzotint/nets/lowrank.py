@@ -1,11 +1,11 @@
-"""Small changes of large weights: W + w (alpha / r) B A, A [r, in], B [out, r] (LoRA: Hu et al. 2021, arXiv 2106.09685).
+"""Small changes of large weights: W + w (alpha / r) B A, A [r, in], B [out, r] (LoRA: Hu et al. 2021, 2106.09685).
 
 Of a convolution, A has its kernel and B is 1 x 1; or a third, M [r, r, kernel], stands between two of 1 x 1 (LoCon).
-DoRA (Liu et al. 2024, arXiv 2402.09353) also learns the length of each row or column: m (W + dW) / |W + dW|.
+DoRA (Liu et al. 2024, 2402.09353) also learns the length of each row or column: m (W + dW) / |W + dW|.
 
 A net with changes is another net. It shares every weight that is not changed with the first, which is never touched:
 to take a change off is to go on with the first. Branches beside each layer would save the memory of the changed
-weights and cost time at every step; adding once costs less than a step's branches do (see benchmarks/README.md).
+weights and cost time at every step; adding once is paid back within a few (see benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .layers import Conv2d
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -86,6 +88,8 @@ def changed(net: M, changes: Changes) -> M:
             total = total + share * change.delta(weight)
         placed = torch.empty_like(weight).copy_(total)  # in its type and its order in memory
         layer.weight = nn.Parameter(placed, requires_grad=False)
+        if isinstance(layer, Conv2d) and layer.frozen:
+            layer.remembered = {}  # of its own; layers that are not changed share theirs
     return other
 
 
