@@ -11,7 +11,7 @@ LAYERS = [  # a module may import from its own row and from rows above it
     {"diffusion"},
     {"nets"},
     {"formats", "models"},
-    {"catalog", "codec", "prompt", "text", "request", "inputs", "exact"},
+    {"catalog", "codec", "labels", "prompt", "text", "request", "inputs", "exact"},
     {"pipeline", "tasks", "film"},
     {"data"},
     {"training", "families", "metrics"},

@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import MezzotintError, unknown
 from .formats import hub
 from .formats.atomic import read_json
 from .formats.scheduler import Plan
-from .nets import UNetConfig, VAEConfig
+from .nets import UNetConfig
 
 EMBEDDED = Path(__file__).parent / "models"
 CARD = "mezzotint.json"
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+
+
+class Scaled(Protocol):
+    """An autoencoder's configuration, or a codec."""
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller than pictures the maps are that diffusion works on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def model_name(path: Path) -> str:
     return hub.repository_of(path) or (path.stem if path.is_file() else path.name)
 
 
-def read_defaults(folder: Path, unet: UNetConfig, vae: VAEConfig, plan: Plan) -> Defaults:
+def read_defaults(folder: Path, unet: UNetConfig, scaled: Scaled, plan: Plan) -> Defaults:
     """What the folder's own files say, and over them its `mezzotint.json`.
 
     Raises MezzotintError for a key in that file that is unknown or of the wrong type.
@@ -82,8 +90,8 @@ def read_defaults(folder: Path, unet: UNetConfig, vae: VAEConfig, plan: Plan) ->
     said: dict[str, Any] = {
         "sampler": plan.sampler,
         "grid": plan.grid,
-        "width": width * vae.factor,
-        "height": height * vae.factor,
+        "width": width * scaled.factor,
+        "height": height * scaled.factor,
     }
     return Defaults(**said | _card(folder))
 

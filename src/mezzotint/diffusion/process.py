@@ -180,25 +180,26 @@ class Flow:
 
     `shift` moves training and sampling towards noise for large pictures, t -> shift t / (1 + (shift - 1) t)
     (Esser et al. 2024, eq. 23), which in this coordinate is nothing but sigma -> shift * sigma.
-    At t = 1 sigma is infinite; `sigma_max` stands for it.
+    At t = 1 sigma is infinite; `sigma_max` stands for it. The net is told `told` * t: released models say 1000 t.
     """
 
     shift: float = 1.0
     sigma_min: float = 1e-3
     sigma_max: float = 1e4
+    told: float = 1.0
 
     def scale(self, sigma: Tensor) -> Tensor:
         """1 / (1 + sigma) = 1 - t."""
         return 1 / (1 + _floating(sigma))
 
     def time(self, sigma: Tensor) -> Tensor:
-        """t = sigma / (1 + sigma) in [0, 1)."""
+        """told * t, t = sigma / (1 + sigma) in [0, 1)."""
         sigma = _floating(sigma)
-        return sigma / (1 + sigma)
+        return self.told * (sigma / (1 + sigma))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t / (1 - t), at most sigma_max."""
-        t = _floating(t)
+        """t / (1 - t), at most sigma_max; t is given `told` times as large."""
+        t = _floating(t) / self.told
         return (t / (1 - t)).clamp(max=self.sigma_max)
 
     def quantile(self, u: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion.process import VariancePreserving
+from ..diffusion.process import Process
 from ..errors import MezzotintError
 from ..nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig
 from .scheduler import Plan
@@ -116,7 +116,7 @@ class Checkpoint:
     tokenizer_2: Tokenizer | None = None
 
     @property
-    def process(self) -> VariancePreserving:
+    def process(self) -> Process:
         return self.plan.process
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..diffusion.grids import GRIDS
 from ..diffusion.prediction import PREDICTIONS
-from ..diffusion.process import VariancePreserving
+from ..diffusion.process import Process, VariancePreserving
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import SCHEDULES
 from ..errors import UsageError, unknown
@@ -32,7 +32,7 @@ class Plan:
     Knobs are arguments of `SAMPLERS[sampler]` and of `GRIDS[grid]` that are not their defaults.
     """
 
-    process: VariancePreserving = field(default_factory=VariancePreserving)
+    process: Process = field(default_factory=VariancePreserving)
     prediction: str = "epsilon"
     sampler: str = "dpmpp_2m"
     sampler_knobs: Mapping[str, Any] = field(default_factory=dict)
@@ -258,12 +258,14 @@ def to_config(plan: Plan) -> dict[str, Any]:
 
     Raises UsageError if diffusers has no class for the sampler, or none that samples as planned.
     """
+    if not isinstance(plan.process, VariancePreserving):
+        raise UsageError(f"{WHAT}: the process {type(plan.process).__name__} has no such file here")
     rows = [row for row in ROWS if row.sampler == plan.sampler]
     if not rows:
         raise unknown("sampler that diffusers has a class for", plan.sampler, {row.sampler for row in ROWS})
     for row in rows:
         for low in (False, True):
-            config = _written(row, plan, low)
+            config = _written(row, plan, plan.process, low)
             if from_config(config) == plan:
                 return config
     raise UsageError(
@@ -349,8 +351,8 @@ def _ends_low(row: Row, c: Mapping[str, Any]) -> bool:
     return c.get("final_sigmas_type") == "sigma_min" or not c.get("set_alpha_to_one", True)
 
 
-def _written(row: Row, plan: Plan, low: bool) -> dict[str, Any]:
-    process, knobs = plan.process, plan.grid_knobs
+def _written(row: Row, plan: Plan, process: VariancePreserving, low: bool) -> dict[str, Any]:
+    knobs = plan.grid_knobs
     theirs = {ours: name for name, ours in BETAS.items()}
     inverse = {knob: key for key, knob in row.passed.items()}
     wanted = {

@@ -1,0 +1,155 @@
+"""The folder of a model that the layout of Stable Diffusion has no words for: of pixels, of classes, of other processes.
+
+    model_index.json    {"_class_name": "MezzotintPipeline", "unet": [...], "vae": [...], "id2label": {"0": "cat", ...}}
+    unet/  vae/  text_encoder/  tokenizer/    as in a diffusers folder, each opened by the class that is named there
+    scheduler/plan.json    process, prediction, sampler, grid
+
+Components that a model does not have are left out: without `vae` it works on pixels, without `id2label` and
+`text_encoder` it is told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..diffusion.grids import GRIDS
+from ..diffusion.prediction import PREDICTIONS
+from ..diffusion.process import EDM, Flow, VarianceExploding, VariancePreserving
+from ..diffusion.samplers import SAMPLERS
+from ..errors import MezzotintError, unknown
+from ..nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig
+from .atomic import new_folder, read_json, write_file, write_json
+from .folder import STEMS, WRITTEN_FOR
+from .scheduler import Plan
+from .tensors import build, read_weights, write_tensors
+from .tokenizer import Tokenizer, read_tokenizer, write_tokenizer
+
+CLASS_NAME = "MezzotintPipeline"
+PLAN = "plan.json"
+CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+}
+PROCESSES: dict[str, type] = {
+    "variance_preserving": VariancePreserving,
+    "variance_exploding": VarianceExploding,
+    "edm": EDM,
+    "flow": Flow,
+}
+
+
+@dataclass(frozen=True)
+class NativeModel:
+    """A U-Net and what goes with it."""
+
+    unet: UNet
+    plan: Plan
+    vae: AutoencoderKL | None = None  # None: diffusion works on pixels
+    text_encoder: CLIPTextModel | None = None
+    tokenizer: Tokenizer | None = None
+    classes: tuple[str, ...] = ()
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_native(folder: Path) -> bool:
+    """Whether a folder is of this kind."""
+    index = folder / "model_index.json"
+    return index.is_file() and read_json(index).get("_class_name") == CLASS_NAME
+
+
+def write_native(
+    path: Path,
+    model: NativeModel,
+    *,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, str | bytes] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a model as such a folder, whole or not at all; raises as `folder.write_folder`."""
+    nets: dict[str, Any] = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
+    nets = {name: net for name, net in nets.items() if net is not None}
+    index: dict[str, Any] = {"_class_name": CLASS_NAME, "_diffusers_version": WRITTEN_FOR}
+    index |= {name: list(CLASSES[name]) for name in nets}
+    if model.classes:
+        index["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
+    with new_folder(path, replace=replace) as part:
+        write_json(part / "model_index.json", index)
+        write_json(part / "scheduler" / PLAN, plan_to_json(model.plan))
+        if model.tokenizer is not None:
+            write_tokenizer(part / "tokenizer", model.tokenizer)
+        for name, net in nets.items():
+            write_json(part / name / "config.json", net.config.to_dict())
+            write_tensors(part / name / f"{STEMS[name]}.safetensors", net.state_dict(), dtype=dtype)
+        for name, content in (files or {}).items():
+            write_file(part / name, content)
+
+
+def read_native(folder: Path, *, device: torch.device | str = "cpu") -> NativeModel:
+    """The model in such a folder, its nets in evaluation mode. Raises MezzotintError naming what does not fit."""
+    index = read_json(folder / "model_index.json")
+
+    def net(name: str, config: Any, make: Any) -> Any:
+        if not (folder / name).is_dir():
+            return None
+        keys = config(read_json(folder / name / "config.json"))
+        tensors, where = read_weights(folder / name, STEMS[name])
+        return build(lambda: make(keys), tensors, where=where, device=device)
+
+    unet = net("unet", UNetConfig.from_dict, UNet)
+    if unet is None:
+        raise MezzotintError(f"{folder}: the component 'unet' is missing; the checkpoint is incomplete")
+    text = net("text_encoder", CLIPTextConfig.from_dict, CLIPTextModel)
+    longest = text.config.max_position_embeddings if text is not None else 0
+    tokenizer = read_tokenizer(folder / "tokenizer", max_length=longest) if text is not None else None
+    names = index.get("id2label", {})
+    model = NativeModel(
+        unet,
+        plan_from_json(read_json(folder / "scheduler" / PLAN), str(folder / "scheduler" / PLAN)),
+        net("vae", VAEConfig.from_dict, AutoencoderKL),
+        text,
+        tokenizer,
+        tuple(names[str(i)] for i in range(len(names))),
+        index,
+    )
+    if (unet.config.num_class_embeds or 1) != len(model.classes) + 1 or unet.config.takes_text != (
+        text is not None
+    ):
+        raise MezzotintError(f"{folder}: the U-Net is told other things than the folder has names for")
+    return model
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; `plan_from_json` reads it back."""
+    kinds = {cls: name for name, cls in PROCESSES.items()}
+    process = {"kind": kinds[type(plan.process)]} | asdict(plan.process)  # type: ignore[call-overload]
+    rest = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "process"}
+    return {"process": process} | {k: dict(v) if isinstance(v, Mapping) else v for k, v in rest.items()}
+
+
+def plan_from_json(raw: Mapping[str, Any], where: str) -> Plan:
+    """The plan in a `plan.json`; raises UsageError for a name that is unknown, MezzotintError for a missing key."""
+    try:
+        values = dict(raw)
+        process = dict(values.pop("process"))
+        kind = process.pop("kind")
+        if kind not in PROCESSES:
+            raise unknown("process", kind, PROCESSES)
+        keys = {k: tuple(v) if isinstance(v, list) else v for k, v in process.items()}
+        plan = Plan(PROCESSES[kind](**keys), **values)
+    except (KeyError, TypeError) as error:
+        raise MezzotintError(f"{where} is no plan of ours ({error})") from error
+    for what, name, known in (
+        ("prediction", plan.prediction, PREDICTIONS),
+        ("sampler", plan.sampler, SAMPLERS),
+        ("grid", plan.grid, GRIDS),
+    ):
+        if name not in known:
+            raise unknown(what, name, known)
+    return plan
+
