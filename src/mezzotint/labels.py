@@ -17,15 +17,20 @@ from .errors import UsageError, unknown
 class LabelEncoder:
     """Names of classes -> `Cond`; without classes every prompt but the empty one is refused. See `TextEncoder`."""
 
-    capacity = 1
-
     def __init__(self, classes: Sequence[str], device: torch.device) -> None:
         self.classes, self.device = tuple(classes), device
+
+    @property
+    def capacity(self) -> int:
+        """One word."""
+        return 1
 
     def check(self, text: str, *, what: str = "prompt") -> None:
         """Raises UsageError for a text that is no class's name."""
         if text and not self.classes:
-            raise UsageError(f"the {what} is '{text}', but this model was trained without words; leave it empty")
+            raise UsageError(
+                f"the {what} is '{text}', but this model was trained without words; leave it empty"
+            )
         if text and text not in self.classes:
             raise unknown("class", text, self.classes)
 

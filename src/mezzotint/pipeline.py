@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import __version__
 from .catalog import Defaults, content_hash, find_model, model_name, read_defaults
-from .codec import Codec, Latents
+from .codec import Codec, Latents, Pixels
 from .diffusion.denoiser import Denoiser
 from .diffusion.grids import GRIDS
 from .diffusion.samplers import SAMPLERS
@@ -31,15 +31,17 @@ from .errors import MezzotintError, UsageError, unknown
 from .exact import Trials
 from .formats.checkpoint import Configs, assemble
 from .formats.image import to_image
+from .formats.native import NativeConfigs, is_native, read_native
 from .formats.opened import read_parts
 from .formats.scheduler import Plan
+from .labels import LabelEncoder
 from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .prompt import Script
 from .request import Request, Settled
 from .tasks import TASKS
 from .tasks.problem import solve
-from .text import TextEncoder
+from .text import Encoder, TextEncoder
 
 TOGETHER = 8  # pictures at most that are drawn at a time
 SMALL = 8192  # elements per channel that a batch may have on a processor: beyond, it costs memory and gains nothing
@@ -87,9 +89,9 @@ class Pipeline:
     folder: Path
     denoiser: Denoiser
     codec: Codec
-    encoder: TextEncoder
+    encoder: Encoder
     plan: Plan
-    configs: Configs
+    configs: Configs | NativeConfigs
     defaults: Defaults
     device: torch.device
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
@@ -114,6 +116,8 @@ class Pipeline:
         """
         folder = find_model(model, download=download, revision=revision)
         where = _device(device)
+        if is_native(folder):
+            return cls._native(folder, where)
         checkpoint = assemble(read_parts(folder, variant=variant, prediction=prediction), device=where)
         configs = checkpoint.configs
         unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
@@ -132,6 +136,27 @@ class Pipeline:
             plan=checkpoint.plan,
             defaults=read_defaults(folder, unet.config, vae.config, checkpoint.plan),
             device=where,
+        )
+
+    @classmethod
+    def _native(cls, folder: Path, device: torch.device) -> Pipeline:
+        """A model that the layout of Stable Diffusion has no words for."""
+        model = read_native(folder, device=device)
+        unet = frozen(channels_last(model.unet))
+        codec = Latents(frozen(channels_last(model.vae))) if model.vae is not None else Pixels()
+        encoder: Encoder = LabelEncoder(model.classes, device)
+        if model.text_encoder is not None and model.tokenizer is not None:
+            encoder = TextEncoder([(model.text_encoder, model.tokenizer)], device)
+        return cls(
+            name=folder.name,
+            folder=folder,
+            denoiser=Denoiser(unet, model.plan.process, model.plan.prediction),
+            codec=codec,
+            encoder=encoder,
+            configs=model.configs,
+            plan=model.plan,
+            defaults=read_defaults(folder, model.unet.config, codec, model.plan),
+            device=device,
         )
 
     @cached_property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,23 @@ class Token(NamedTuple):
 
     id: int
     weight: float
+
+
+class Encoder(Protocol):
+    """What a pipeline asks of whatever hears its prompts."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that are heard at once."""
+
+    def check(self, text: str, *, what: str = "prompt") -> None:
+        """Raises UsageError if `text` cannot be told."""
+
+    def __call__(self, text: str) -> Cond:
+        """What the net is told of `text`: one row."""
+
+    def null(self, text: str) -> Cond:
+        """What guidance steers away from."""
 
 
 Chunk = tuple[Token, ...]  # at most `capacity` of them

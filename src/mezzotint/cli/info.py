@@ -60,8 +60,8 @@ def _facts(path: Path, variant: str | None) -> dict[str, Any]:
         "latents": f"{configs.vae.latent_channels} channels, {configs.vae.factor} times smaller",
         "tokens": configs.text_encoder.max_position_embeddings - 2,
         "prediction": configs.plan.prediction,
-        "noise_schedule": f"{process.schedule}, {process.steps} steps, sigma {process.sigma_min:.3g} to "
-        f"{process.sigma_max:.3g}",
+        "noise_schedule": f"{getattr(process, 'schedule', '')}, {getattr(process, 'steps', '')} steps, "
+        f"sigma {process.sigma_min:.3g} to {process.sigma_max:.3g}",
         "sampler": defaults.sampler,
         "grid": defaults.grid,
         "num_inference_steps": defaults.num_inference_steps,

@@ -24,12 +24,19 @@ def train(
 
     settings = read_config(config, overrides)
 
-    from ..training.watch import run
+    from ..training.watch import session
 
     show = Show(as_json)
-    with show.bar() as progress:
+    with show.bar() as progress, session(settings) as here:
+        first = progress.add_task("preparing", total=None, note="")
+        for done, total in here.prepare():
+            progress.update(first, completed=done, total=total)
+        progress.remove_task(first)
         task = progress.add_task(settings.stage, total=settings.optim.steps, note="")
-        for now in run(settings):
+        for now in here.steps():
+            for note in now.stats.notes:
+                show.event(event="note", step=now.stats.step, text=note)
+                show.note(note)
             progress.update(
                 task,
                 completed=now.stats.step,

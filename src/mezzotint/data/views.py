@@ -77,7 +77,7 @@ def seen(picture: Image.Image, view: View, background: tuple[int, int, int] = (2
     pixels = np.asarray(scaled)[corner[1] : corner[1] + height, corner[0] : corner[0] + width]
     if view.mirrored:
         pixels = pixels[:, ::-1]
-    return Seen(np.ascontiguousarray(pixels), picture.size, corner)
+    return Seen(np.array(pixels), picture.size, corner)
 
 
 def bucket_table(sizes: Sequence[Size], chosen: Sequence[Size]) -> str:

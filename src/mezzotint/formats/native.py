@@ -1,4 +1,4 @@
-"""The folder of a model that the layout of Stable Diffusion has no words for: of pixels, of classes, of other processes.
+"""The folder of a model that Stable Diffusion's layout has no words for: of pixels, of classes, of other processes.
 
     model_index.json    {"_class_name": "MezzotintPipeline", "unet": [...], "vae": [...], "id2label": {"0": "cat", ...}}
     unet/  vae/  text_encoder/  tokenizer/    as in a diffusers folder, each opened by the class that is named there
@@ -11,7 +11,7 @@ Components that a model does not have are left out: without `vae` it works on pi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,16 @@ PROCESSES: dict[str, type] = {
 
 
 @dataclass(frozen=True)
+class NativeConfigs:
+    """What tasks ask of a model's configurations; see `checkpoint.Configs`."""
+
+    unet: UNetConfig
+    plan: Plan
+    sized: int = 0
+    inpainting: bool = False
+
+
+@dataclass(frozen=True)
 class NativeModel:
     """A U-Net and what goes with it."""
 
@@ -54,7 +64,10 @@ class NativeModel:
     text_encoder: CLIPTextModel | None = None
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] = ()
-    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> NativeConfigs:
+        return NativeConfigs(self.unet.config, self.plan)
 
 
 def is_native(folder: Path) -> bool:
@@ -115,7 +128,6 @@ def read_native(folder: Path, *, device: torch.device | str = "cpu") -> NativeMo
         text,
         tokenizer,
         tuple(names[str(i)] for i in range(len(names))),
-        index,
     )
     if (unet.config.num_class_embeds or 1) != len(model.classes) + 1 or unet.config.takes_text != (
         text is not None
@@ -152,4 +164,3 @@ def plan_from_json(raw: Mapping[str, Any], where: str) -> Plan:
         if name not in known:
             raise unknown(what, name, known)
     return plan
-

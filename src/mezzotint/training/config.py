@@ -109,10 +109,70 @@ class Diffusion(Section):
     start: Path | None = None  # a folder to take the first weights of the U-Net from
 
 
+class Dataset(Section):
+    """Which pictures there are, and how they are looked at."""
+
+    layout: str = "auto"  # metadata, coco, sidecar, classes, plain
+    resolution: int = Field(64, gt=0, description="side of the square that has as many pixels as a picture")
+    aspect: float = Field(2.0, ge=1, description="widest bucket, as width over height; 1: squares alone")
+    crop: Literal["centre", "random"] = "centre"  # where the window is that a bucket cuts out
+    flip: bool = False  # mirrored half of the time
+    views: int = Field(
+        4, gt=0, description="different windows and mirrors of a picture, where they are cached"
+    )
+    captions: Literal["first", "random"] = "random"  # which of a picture's captions
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of captions or classes that are not told")
+    held_out: float = Field(0.02, ge=0, lt=1, description="share of the pictures that is never trained on")
+    background: tuple[int, int, int] = (255, 255, 255)  # behind what is transparent
+    memory: float = Field(1.0, ge=0, description="GiB of decoded pictures that may be kept in memory")
+
+
+class Model(Section):
+    """What is trained: from random weights as said here, or from `start`, which says all this itself."""
+
+    start: str = ""  # a model's name or path; then process, prediction and condition are its own
+    condition: Literal["none", "class", "text"] = "text"
+    vae: str = ""  # a model, or a vae folder, whose latents it works on; pixels if not given
+    text: str = ""  # a model whose text encoder it listens to
+    process: Literal["variance_preserving", "edm", "flow"] = "variance_preserving"
+    schedule: str = "scaled_linear"  # of variance_preserving
+    zero_snr: bool = False
+    shift: float = Field(1.0, gt=0, description="of flow: towards noise, for large pictures")
+    prediction: str = "v_prediction"
+    weight: str = "min_snr"
+    levels: str = "uniform"
+    level_mean: float = 0.0
+    level_std: float = 1.0
+    guidance: float = Field(3.0, ge=0, description="of the sample grids, and the default that is shipped")
+    sampler: str = "dpmpp_2m"
+    grid: str = "karras"
+    steps: int = Field(20, gt=0, description="of the sample grids, and the default that is shipped")
+    prompts: tuple[str, ...] = ()  # of the sample grids; captions or classes of the data if not given
+    half: bool = True  # the result's weights are stored as float16
+
+
+class Lora(Section):
+    """Low-rank changes (Hu et al. 2021): W x + (alpha / rank) B A x, A and B learned."""
+
+    rank: int = Field(8, gt=0)
+    alpha: float = Field(8.0, gt=0)
+    unet: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of the names of layers
+    text_encoder: tuple[str, ...] = ()  # for instance q_proj, k_proj, v_proj, out_proj
+    dialect: Literal["diffusers", "kohya"] = "diffusers"  # of the file that is written
+
+
+class Prior(Section):
+    """Prior preservation (DreamBooth, Ruiz et al. 2022): other pictures of the kind, so that it is not forgotten."""
+
+    prompt: str = ""  # of the kind, "a dog"; empty: no prior
+    pictures: int = Field(100, gt=0, description="how many the model itself draws before it is trained")
+    weight: float = Field(1.0, gt=0)
+
+
 class TrainConfig(Section):
     """One run of one stage."""
 
-    stage: Literal["vae", "text", "diffusion"]
+    stage: Literal["vae", "text", "diffusion", "model", "lora"]
     data: Path
     out: Path
     seed: int = 0
@@ -122,6 +182,10 @@ class TrainConfig(Section):
     vae: VAE = VAE()
     text: Text = Text()
     diffusion: Diffusion | None = None
+    dataset: Dataset = Dataset()
+    model: Model = Model()
+    lora: Lora = Lora()
+    prior: Prior = Prior()
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -130,6 +194,10 @@ SECTIONS: dict[str, type[Section]] = {
     "vae": VAE,
     "text": Text,
     "diffusion": Diffusion,
+    "dataset": Dataset,
+    "model": Model,
+    "lora": Lora,
+    "prior": Prior,
 }
 
 

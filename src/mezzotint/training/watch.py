@@ -1,6 +1,6 @@
 """Who listens to a training run: TensorBoard, sample grids, a line of progress.
 
-`run(config)` builds the stage, resumes, and passes the loop's `Stats` on; what to do with them is the caller's.
+`session(config)` builds the stage, resumes, and passes the loop's `Stats` on; what to do with them is the caller's.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import ctypes
 import json
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,30 @@ import torch
 from ..formats.atomic import write_json
 from .config import TrainConfig
 from .loop import Stage, Stats, Trainer, pick_device
+from .signs import Memory, Validation
+from .world import ALONE, WHOLE, Share, World, joined
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A stage that computes things once, and keeps them on disk."""
+
+    def prepare(self, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
+        """Compute a share of what is missing; yields (done, in all)."""
+
+    def ready(self) -> None:
+        """All shares are computed."""
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """A stage that can be asked how it does."""
+
+    def validate(self) -> Validation:
+        """The loss under fixed noise of the nets as they are."""
+
+    def noisy(self) -> str:
+        """What is wrong with the last samples, if anything."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +67,13 @@ def build_stage(config: TrainConfig, device: torch.device) -> Stage:
         from .text import TextStage
 
         return TextStage(config, device)
-    from .diffusion import DiffusionStage
+    if config.stage == "diffusion":
+        from .diffusion import DiffusionStage
 
-    return DiffusionStage(config, device)
+        return DiffusionStage(config, device)
+    from .denoising import DenoisingStage
+
+    return DenoisingStage(config, device)
 
 
 def keep_freed_memory() -> None:
@@ -58,35 +86,85 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 2**28)
 
 
+class Session:
+    """One run in this process: `prepare`, then `steps`. Only the world's first process writes."""
+
+    def __init__(self, config: TrainConfig, world: World = ALONE) -> None:
+        keep_freed_memory()
+        self.config, self.world = config, world
+        device = pick_device(config.run.device)
+        self.stage = build_stage(config, device)
+        self.trainer = Trainer(self.stage, config, device, world)
+
+    def prepare(self) -> Iterator[tuple[int, int]]:
+        """Compute what the stage keeps on disk; yields (done, in all) now and then."""
+        if isinstance(self.stage, Prepared):
+            yield from self.stage.prepare(Share(self.world.rank, self.world.size))
+            self.world.wait()
+            self.stage.ready()
+
+    def steps(self) -> Iterator[Progress]:
+        """Train to the end, yielding after every step. Raises MezzotintError as the stage and the loop do."""
+        self.trainer.resume()
+        if not self.world.writes:
+            for stats in self.trainer.steps():
+                yield self._progress(stats, stats.seconds)
+        else:
+            yield from self._watched()
+        self.world.wait()
+
+    def _watched(self) -> Iterator[Progress]:
+        config, trainer, stage = self.config, self.trainer, self.stage
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
+        recent: deque[float] = deque(maxlen=100)
+        memory = Memory()
+        writer = _tensorboard(config.out / "tensorboard")
+        with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            for stats in trainer.steps():
+                recent.append(stats.seconds)
+                mean = sum(recent) / len(recent)
+                notes = list(stats.notes)
+                if isinstance(stage, Validated) and stats.step % config.run.validate_every == 0:
+                    with averaged(trainer):
+                        validation = stage.validate()
+                    notes += filter(None, [memory.warn(stats.step, validation)])
+                    log.write(json.dumps({"step": stats.step, "validation": asdict(validation)}) + "\n")
+                    _write_validation(writer, stats.step, validation)
+                if stats.step % config.run.pictures == 0:
+                    _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png", writer)
+                    notes += filter(None, [stage.noisy()] if isinstance(stage, Validated) else [])
+                if stats.step % config.run.log == 0 or notes:
+                    log.write(json.dumps(asdict(stats) | {"notes": notes}) + "\n")
+                    log.flush()
+                    _write_scalars(writer, stats, config.optim.batch / mean)
+                yield self._progress(replace(stats, notes=tuple(notes)), mean)
+        with averaged(trainer):
+            stage.export(config.out / config.stage)
+
+    def _progress(self, stats: Stats, seconds: float) -> Progress:
+        optim = self.config.optim
+        left = seconds * (optim.steps - stats.step)
+        return Progress(stats, optim.steps, optim.batch / seconds, left, self.trainer.precision)
+
+
+@contextmanager
+def session(config: TrainConfig) -> Iterator[Session]:
+    """A run in this process, as one of several if torchrun started it."""
+    with joined(pick_device(config.run.device)) as world:
+        yield Session(config, world)
+
+
 def run(config: TrainConfig) -> Iterator[Progress]:
     """Train to the end, yielding after every step; at the end `out/<stage>` holds what was trained.
 
     Writes `out/log.jsonl`, TensorBoard events in `out/tensorboard` (if the package is installed), sample grids
     in `out/pictures`, checkpoints in `out/checkpoints`. Raises MezzotintError as the stage and the loop do.
     """
-    keep_freed_memory()
-    device = pick_device(config.run.device)
-    stage = build_stage(config, device)
-    trainer = Trainer(stage, config, device)
-    trainer.resume()
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
-    recent: deque[float] = deque(maxlen=100)
-    writer = _tensorboard(config.out / "tensorboard")
-    with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
-        for stats in trainer.steps():
-            recent.append(stats.seconds)
-            mean = sum(recent) / len(recent)
-            left = mean * (config.optim.steps - stats.step)
-            if stats.step % config.run.log == 0:
-                log.write(json.dumps(asdict(stats)) + "\n")
-                log.flush()
-                _write_scalars(writer, stats, config.optim.batch / mean)
-            if stats.step % config.run.pictures == 0:
-                _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png", writer)
-            yield Progress(stats, config.optim.steps, config.optim.batch / mean, left, trainer.precision)
-    with averaged(trainer):
-        stage.export(config.out / config.stage)
+    with session(config) as here:
+        for _ in here.prepare():
+            pass
+        yield from here.steps()
 
 
 def averaged(trainer: Trainer) -> ExitStack:
@@ -106,6 +184,15 @@ def _write_picture(trainer: Trainer, path: Path, writer: Any) -> None:
     picture.save(path)
     if writer is not None:
         writer.add_image("samples", np.asarray(picture), trainer.step, dataformats="HWC")
+
+
+def _write_validation(writer: Any, step: int, validation: Validation) -> None:
+    if writer is None:
+        return
+    writer.add_scalar("validation/loss", validation.loss, step)
+    writer.add_scalar("validation/gap", validation.gap, step)
+    for sigma, loss in (validation.held_out or validation.train).items():
+        writer.add_scalar(f"validation/sigma {sigma:.3g}", loss, step)
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -1,0 +1,241 @@
+"""What is trained: a net, the process it unlearns, what it is told, and the codec between it and pictures.
+
+Either all new, as `[model]` and `[net]` of the configuration say it, or opened from a model that stands there. The
+autoencoder and the text encoders stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..catalog import find_model
+from ..codec import Codec, Latents, Pixels
+from ..diffusion.grids import GRIDS
+from ..diffusion.loss import LEVELS, WEIGHTS
+from ..diffusion.prediction import PREDICTIONS
+from ..diffusion.process import EDM, Flow, Process, VariancePreserving
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.types import Cond
+from ..errors import UsageError, unknown
+from ..formats.atomic import read_json
+from ..formats.checkpoint import Checkpoint, assemble
+from ..formats.folder import STEMS, write_folder
+from ..formats.native import NativeModel, is_native, read_native, write_native
+from ..formats.opened import read_parts
+from ..formats.scheduler import Plan
+from ..formats.tensors import build, read_weights
+from ..formats.tokenizer import Tokenizer
+from ..nets import AutoencoderKL, CLIPTextModel, UNet, UNetConfig, VAEConfig, text_time
+from ..nets.blocks import channels_last
+from .config import TrainConfig
+from .diffusion import quiet_start
+
+TOLD_AS_TIME = 1000.0  # what nets are told for t = 1 of a flow, as in released models
+OWN = (
+    "process",
+    "schedule",
+    "zero_snr",
+    "shift",
+    "prediction",
+    "condition",
+    "vae",
+    "text",
+)  # of `model.start`
+
+
+class TextTeller:
+    """Captions -> `Cond`, many at a time; no weights in brackets, what does not fit is cut."""
+
+    def __init__(
+        self, encoders: Sequence[tuple[CLIPTextModel, Tokenizer]], *, pooled: bool, time_dim: int
+    ) -> None:
+        self.encoders, self.pooled, self.time_dim = tuple(encoders), pooled, time_dim
+
+    def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """(states [B, L, D], vectors [B, P] where the net takes them)."""
+        texts, pooled = [], None
+        for net, tokenizer in self.encoders:
+            device = next(net.parameters()).device
+            said = net(torch.tensor([tokenizer.encode(caption).ids for caption in captions], device=device))
+            texts.append(said.hidden[-2] if self.pooled else said.last)
+            pooled = said.pooled if self.pooled else None
+        return torch.cat(texts, dim=-1), pooled
+
+    def cond(self, states: Tensor, pooled: Tensor | None, sizes: Tensor) -> Cond:
+        """What the net is told; `sizes` [B, 6]: height and width before, top, left, height and width now."""
+        if pooled is None:
+            return Cond(text=states)
+        return Cond(text=states, pooled=text_time(pooled, sizes.to(pooled), self.time_dim))
+
+    def cut(self, captions: Sequence[str]) -> list[str]:
+        """Those captions that are too long to be heard whole."""
+        return [c for c in captions if any(tokenizer.encode(c).cut for _, tokenizer in self.encoders)]
+
+
+@dataclass
+class Trained:
+    """A model in training."""
+
+    unet: UNet
+    plan: Plan
+    codec: Codec
+    condition: str  # none, class or text
+    classes: tuple[str, ...] = ()
+    teller: TextTeller | None = None
+    checkpoint: Checkpoint | None = (
+        None  # of which the U-Net is a part, where Stable Diffusion's layout holds it
+    )
+    text: tuple[CLIPTextModel, Tokenizer] | None = None  # where it does not
+
+    @property
+    def process(self) -> Process:
+        return self.plan.process
+
+    @property
+    def factor(self) -> int:
+        """What the sides of a picture must be multiples of."""
+        return self.codec.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def write(self, folder: Path, files: dict[str, str], *, dtype: torch.dtype | None) -> None:
+        """As a diffusers folder where that can hold it, else as one of ours; `Pipeline.load` opens both."""
+        if self.checkpoint is not None:
+            whole = replace(self.checkpoint, unet=self.unet)
+            write_folder(folder, whole, dtype=dtype, files=files, replace=True)
+            return
+        vae = self.codec.vae if isinstance(self.codec, Latents) else None
+        text, tokenizer = self.text if self.text is not None else (None, None)
+        model = NativeModel(self.unet, self.plan, vae, text, tokenizer, self.classes)
+        write_native(folder, model, dtype=dtype, files=files, replace=True)
+
+
+def model_to_train(config: TrainConfig, classes: tuple[str, ...], device: torch.device) -> Trained:
+    """The model that a configuration describes; raises UsageError for what does not go together."""
+    settings = config.model
+    for kind, name, known in (
+        ("weight", settings.weight, WEIGHTS),
+        ("levels", settings.levels, LEVELS),
+        ("prediction", settings.prediction, PREDICTIONS),
+        ("sampler", settings.sampler, SAMPLERS),
+        ("grid", settings.grid, GRIDS),
+    ):
+        if name not in known:
+            raise unknown(f"model.{kind}", name, known)
+    return _opened(config, device) if settings.start else _fresh(config, classes, device)
+
+
+def condition_of(config: TrainConfig) -> str:
+    """What the model of a configuration is told, without opening its weights."""
+    if not config.model.start:
+        return config.model.condition
+    folder = find_model(config.model.start)
+    if not is_native(folder):
+        return "text"
+    unet = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
+    return "text" if unet.takes_text else "class" if unet.num_class_embeds else "none"
+
+
+def _opened(config: TrainConfig, device: torch.device) -> Trained:
+    """A model to go on with."""
+    given = sorted(set(OWN) & config.model.model_fields_set)
+    if given or config.net:
+        key = f"model.{given[0]}" if given else "net"
+        raise UsageError(f"{key} is given beside model.start, which says this itself; leave one of them out")
+    folder = find_model(config.model.start)
+    if is_native(folder):
+        model = read_native(folder, device=device)
+        codec: Codec = Latents(channels_last(model.vae)) if model.vae is not None else Pixels()
+        told = "class" if model.classes else "text" if model.text_encoder is not None else "none"
+        trained = Trained(channels_last(model.unet), model.plan, codec, told, model.classes)
+        if model.text_encoder is not None and model.tokenizer is not None:
+            trained.text = (model.text_encoder, model.tokenizer)
+            trained.teller = TextTeller([trained.text], pooled=False, time_dim=0)
+        return trained
+    checkpoint = assemble(read_parts(folder), device=device)
+    configs = checkpoint.configs
+    if configs.inpainting:
+        raise UsageError(
+            f"{config.model.start} paints into pictures; training takes models that draw whole ones"
+        )
+    teller = TextTeller(
+        list(checkpoint.encoders.values()),
+        pooled=configs.sized > 0,
+        time_dim=configs.unet.addition_time_embed_dim or 0,
+    )
+    codec = Latents(channels_last(checkpoint.vae))
+    unet = channels_last(checkpoint.unet)
+    return Trained(unet, checkpoint.plan, codec, "text", (), teller, replace(checkpoint, unet=unet))
+
+
+def _fresh(config: TrainConfig, classes: tuple[str, ...], device: torch.device) -> Trained:
+    """A new U-Net, its last layers zero, around an autoencoder and a text encoder that are there."""
+    settings = config.model
+    plan = Plan(_process(config), settings.prediction, settings.sampler, {}, settings.grid, {})
+    codec: Codec = Latents(_autoencoder(settings.vae, device)) if settings.vae else Pixels()
+    text = None
+    keys: dict[str, Any] = {"in_channels": codec.channels, "out_channels": codec.channels}
+    keys["sample_size"] = config.dataset.resolution // codec.factor
+    if settings.condition == "text":
+        if not settings.text:
+            raise UsageError(
+                "model.condition is 'text': model.text must name a model whose text encoder is used"
+            )
+        text = _text_encoder(settings.text, device)
+        keys["cross_attention_dim"] = text[0].config.hidden_size
+    else:
+        keys["mid_block_type"] = "UNetMidBlock2D"
+    if settings.condition == "class":
+        keys["num_class_embeds"] = len(classes) + 1  # the last one stands for any
+    if clash := sorted(keys.keys() & config.net.keys()):
+        raise UsageError(f"net.{clash[0]} follows from [model] and [dataset]; leave it out")
+    torch.manual_seed(config.seed)
+    unet = UNet(UNetConfig.from_dict(config.net | keys))
+    if unet.config.takes_text != (text is not None):
+        raise UsageError(
+            "net: blocks that look at a text (CrossAttn...) need model.condition = 'text', and the reverse; "
+            "AttnDownBlock2D and AttnUpBlock2D attend without one"
+        )
+    quiet_start(unet)
+    unet = channels_last(unet.to(device))
+    trained = Trained(unet, plan, codec, settings.condition, classes, text=text)
+    if text is not None:
+        trained.teller = TextTeller([text], pooled=False, time_dim=0)
+        if isinstance(codec, Latents) and isinstance(plan.process, VariancePreserving):
+            trained.checkpoint = Checkpoint(unet, codec.vae, *text, plan)
+    return trained
+
+
+def _process(config: TrainConfig) -> Process:
+    settings = config.model
+    if settings.process == "flow":
+        return Flow(shift=settings.shift, told=TOLD_AS_TIME)
+    if settings.process == "edm":
+        return EDM(sigma_data=1.0 if settings.vae else 0.5)  # of latents, of pixels in [-1, 1]
+    return VariancePreserving(schedule=settings.schedule, zero_snr=settings.zero_snr)
+
+
+def _autoencoder(where: str, device: torch.device) -> AutoencoderKL:
+    """That of a model, or of a `vae` folder alone."""
+    folder = find_model(where)
+    folder = folder / "vae" if (folder / "model_index.json").exists() else folder
+    keys = VAEConfig.from_dict(read_json(folder / "config.json"))
+    tensors, source = read_weights(folder, STEMS["vae"])
+    return channels_last(build(lambda: AutoencoderKL(keys), tensors, where=source, device=device))
+
+
+def _text_encoder(where: str, device: torch.device) -> tuple[CLIPTextModel, Tokenizer]:
+    folder = find_model(where)
+    if is_native(folder):
+        model = read_native(folder, device=device)
+        if model.text_encoder is None or model.tokenizer is None:
+            raise UsageError(f"model.text: {where} has no text encoder")
+        return model.text_encoder, model.tokenizer
+    checkpoint = assemble(read_parts(folder), device=device)
+    if checkpoint.configs.sized:
+        raise UsageError(f"model.text: {where} has SDXL's pair of encoders; name a model with one")
+    return checkpoint.text_encoder, checkpoint.tokenizer

@@ -1,0 +1,208 @@
+"""Any folder of pictures as the batches of a run.
+
+Everything is a function of the seed and of a picture's or a slot's number, a slot being one row of one step's batch:
+which window of the picture is seen, whether it is mirrored, which of its captions is told or none. So the same rows
+come whoever computes them: in one process or several, at once or in parts, resumed or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.folder import Record
+from ..data.sources import read_records
+from ..data.views import Seen, Size, View, bucket_table, buckets, cut_off, nearest, seen
+from ..diffusion.noise import generator
+from ..errors import MezzotintError, UsageError
+from ..formats.image import open_image
+from .config import TrainConfig
+from .order import Order
+from .world import WHOLE, Share
+
+ENDLESS = 2**31  # windows and mirrors of a picture, where none is kept
+GIB = 2**30
+
+
+class Row(NamedTuple):
+    """One picture of a batch."""
+
+    slot: int  # the row's number in the run, from which all randomness of it comes
+    picture: int  # its number in `Pictures.records`
+    view: int  # which of its windows and mirrors
+    caption: str  # "" if it is not told
+    label: str | None  # its class, None if it is not told
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is trained on and what is not."""
+
+    train: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+class Pictures:
+    """The pictures of a run, by number."""
+
+    def __init__(self, config: TrainConfig, *, step: int, needs: str) -> None:
+        """`step`: what a bucket's sides must be multiples of. `needs`: "text", "class" or "none".
+
+        Raises UsageError if the pictures do not have what the model is to be told.
+        """
+        self.config, self.settings = config, config.dataset
+        self.records = read_records(config.data, self.settings.layout)
+        _check_told(self.records, needs, config)
+        self.classes = tuple(sorted({r.extra["class"] for r in self.records})) if needs == "class" else ()
+        self.step = step
+        side = self.settings.resolution
+        if side < step:
+            raise UsageError(
+                f"dataset.resolution {side} is less than {step}, the smallest that the model takes"
+            )
+        self.choices = buckets(side, step, self.settings.aspect)
+        square = len(self.choices) == 1
+        self.sizes = [self.choices[0] if square else picture_size(r) for r in self.records]
+        self.buckets = [nearest(size, self.choices) for size in self.sizes]
+        self.split = split(self.records, self.settings.held_out)
+        self.order = Order(
+            [self.buckets[i] for i in self.split.train], config.optim.batch, "pictures", config.seed
+        )
+        self._kept: OrderedDict[int, Image.Image] = OrderedDict()
+        self._room = int(self.settings.memory * GIB)
+        self._lock = Lock()
+
+    def rows(self, step: int, share: Share = WHOLE, *, views: int = ENDLESS) -> list[Row]:
+        """The rows of a share of a step's batch."""
+        pictures = self.order(step)
+        batch = self.config.optim.batch
+        return [self._row(step * batch + i, self.split.train[pictures[i]], views) for i in share.rows(batch)]
+
+    def _row(self, slot: int, picture: int, views: int) -> Row:
+        draw = generator("row", self.config.seed, slot)
+        view, caption = (int(torch.randint(n, (), generator=draw)) for n in (views, ENDLESS))
+        told = float(torch.rand((), generator=draw)) >= self.settings.dropout
+        record = self.records[picture]
+        captions = record.captions if told else ()
+        chosen = (
+            captions[caption % len(captions) if self.settings.captions == "random" else 0] if captions else ""
+        )
+        return Row(slot, picture, view, chosen, record.extra.get("class") if told else None)
+
+    def view(self, picture: int, number: int) -> View:
+        """Window and mirror number `number` of a picture; number 0 is the middle, as it is."""
+        mirrored = self.settings.flip and number % 2 == 1
+        left = top = 0.5
+        if self.settings.crop == "random" and number:
+            name = self.records[picture].name
+            left, top = torch.rand(2, generator=generator("view", self.config.seed, name, number)).tolist()
+        return View(self.buckets[picture], left, top, mirrored)
+
+    @property
+    def variants(self) -> int:
+        """How many views of a picture differ, where they are kept."""
+        if self.settings.crop == "random":
+            return self.settings.views
+        return 2 if self.settings.flip else 1
+
+    def see(self, picture: int, number: int) -> Seen:
+        """A view of a picture; MezzotintError naming a file that cannot be decoded."""
+        return seen(self.open(picture), self.view(picture, number), self.settings.background)
+
+    def open(self, picture: int) -> Image.Image:
+        """The decoded picture; the last ones that fit into `dataset.memory` are kept."""
+        with self._lock:
+            if picture in self._kept:
+                return self._kept[picture]
+        image = open_image(self.records[picture].read(), name=self.records[picture].name)
+        with self._lock:
+            size = image.width * image.height * len(image.getbands())
+            if size <= self._room and picture not in self._kept:
+                self._room -= size
+                self._kept[picture] = image
+        return image
+
+    def key(self, picture: int, number: int) -> tuple[str, ...]:
+        """What a view depends on: the file's bytes, window, mirror and background."""
+        digest = hashlib.sha256(self.records[picture].read()).hexdigest()
+        return digest, repr(self.view(picture, number)), repr(self.settings.background)
+
+    def table(self) -> str:
+        """The buckets of the pictures that are trained on, as text."""
+        train = self.split.train
+        return bucket_table([self.sizes[i] for i in train], [self.buckets[i] for i in train])
+
+    def worst_cut(self) -> float:
+        """The largest share of a picture that its bucket cuts off."""
+        return max(cut_off(size, bucket) for size, bucket in zip(self.sizes, self.buckets, strict=True))
+
+    def some(self, among: Sequence[int], count: int) -> list[int]:
+        """Some of the pictures `among`, the same ones every time, spread over them; all if there are fewer."""
+        if len(among) <= count:
+            return list(among)
+        return [among[i * len(among) // count] for i in range(count)]
+
+
+def split(records: Sequence[Record], share: float) -> Split:
+    """Held out is what the hash of the file's name says: the same pictures, whatever else is in the folder.
+
+    Of a set of which it would be all or nothing although `share` is not 0, nothing is held out.
+    """
+    out = [
+        int(hashlib.sha256(r.name.rpartition("/")[2].encode() + _parent(r)).hexdigest()[:8], 16)
+        for r in records
+    ]
+    held = tuple(i for i, number in enumerate(out) if number < share * 16**8)
+    if len(held) == len(records):
+        held = ()
+    kept = set(held)
+    return Split(tuple(i for i in range(len(records)) if i not in kept), held)
+
+
+def _parent(record: Record) -> bytes:
+    return record.path.parent.name.encode()
+
+
+def picture_size(record: Record) -> Size:
+    """Width and height of an upright picture, from its header where it lies in a file of its own."""
+    if record.span is not None:
+        return open_image(record.read(), name=record.name).size
+    try:
+        with Image.open(record.path) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return picture.size[::-1] if turned else picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MezzotintError(f"{record.name} cannot be decoded ({error}); replace or remove it") from error
+
+
+def _check_told(records: Sequence[Record], needs: str, config: TrainConfig) -> None:
+    if needs == "text":
+        silent = [r for r in records if not r.captions]
+        if silent:
+            raise UsageError(
+                f"{config.data}: {len(silent)} of {len(records)} pictures have no caption, the first is "
+                f"{silent[0].name}; caption them, or set model.condition"
+            )
+    if needs == "class" and any("class" not in r.extra for r in records):
+        raise UsageError(
+            f"{config.data}: pictures have no class; put each into a folder that is named like its class, or set "
+            'model.condition = "none"'
+        )
+
+
+def stacked(views: Sequence[Seen]) -> np.ndarray:
+    """uint8 [B, H, W, 3] of views of one size."""
+    return np.stack([view.pixels for view in views])
+
+
+def parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The items in lists of at most `size`."""
+    return (items[i : i + size] for i in range(0, len(items), size))

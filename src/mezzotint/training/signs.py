@@ -1,0 +1,74 @@
+"""Signs that a run goes wrong, while it runs: samples that are noise, pictures that are learned by heart.
+
+Roughness is E[(neighbours' difference)^2] / (2 variance): 1 for white noise, near 0 for pictures, and what it is for
+the data is known. The loss on held-out pictures, under the same noise every time, falls as long as a model learns what
+pictures have in common, and rises when it begins to learn them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+RISEN = 1.05  # held-out loss over its best, from which on it counts as rising
+LOOKS = 3  # in a row
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The loss under fixed noise, by noise level: sigma -> loss."""
+
+    held_out: dict[float, float]
+    train: dict[float, float]  # of as many pictures that are trained on
+
+    @property
+    def loss(self) -> float:
+        """The mean over noise levels, held out if anything is."""
+        return _mean(self.held_out or self.train)
+
+    @property
+    def gap(self) -> float:
+        """Loss on held-out pictures over that on trained ones; 1 if nothing is held out."""
+        return _mean(self.held_out) / _mean(self.train) if self.held_out else 1.0
+
+
+@dataclass
+class Memory:
+    """The validations of a run so far."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)  # step, loss
+
+    def warn(self, step: int, validation: Validation) -> str:
+        """A line if the pictures are being learned by heart, else nothing."""
+        self.losses.append((step, validation.loss))
+        best_step, best = min(self.losses, key=lambda pair: pair[1])
+        recent = [loss for _, loss in self.losses[-LOOKS:]]
+        if not validation.held_out or len(recent) < LOOKS or min(recent) < RISEN * best:
+            return ""
+        return (
+            f"the loss on held-out pictures is {validation.loss / best - 1:.0%} above its best, at step {best_step}: "
+            "the pictures are being learned by heart; stop, or use more of them"
+        )
+
+
+def roughness(x: Tensor) -> float:
+    """Of maps [B, C, H, W]: 1 for white noise, near 0 for smooth pictures."""
+    x = x.float()
+    differences = (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()) / 2
+    variance = x.var(dim=(2, 3)).mean().clamp(min=1e-12)
+    return float(differences / (2 * variance))
+
+
+def look_like_noise(samples: Tensor, data: Tensor) -> str:
+    """A line if samples are nearer to white noise than to the data, else nothing."""
+    made, real = roughness(samples), roughness(data)
+    if made <= (1 + real) / 2:
+        return ""
+    return f"the samples look like noise (roughness {made:.2f}; the data's is {real:.2f}, noise has 1)"
+
+
+def _mean(losses: dict[float, float] | Sequence[float]) -> float:
+    values = list(losses.values()) if isinstance(losses, dict) else list(losses)
+    return sum(values) / max(1, len(values))
