@@ -116,7 +116,7 @@ def write_single(
     if key.startswith("sdxl"):  # where other programs look for such marks
         marks = {
             V_MARK: configs.plan.prediction == "v_prediction",
-            ZERO_SNR_MARK: configs.plan.process.zero_snr,
+            ZERO_SNR_MARK: getattr(configs.plan.process, "zero_snr", False),
         }
         tensors |= {mark: torch.zeros(0) for mark, holds in marks.items() if holds and mark not in tensors}
     write_tensors(path, tensors, dtype=dtype, metadata=_header(key, parts), replace=replace)

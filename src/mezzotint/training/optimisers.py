@@ -9,7 +9,7 @@ that one learning rate serves both. A convolution is the matrix of its output ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal; parameters of 2 or 4 dimensions. Keeps one tensor for each."""
 
     def __init__(
-        self, params: list[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Sequence[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
