@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from .errors import MezzotintError, unknown
 from .formats import hub
 from .formats.atomic import read_json
+from .formats.folder import CARD
 from .formats.scheduler import Plan
+from .formats.single import read_card
+from .formats.tensors import read_metadata
 from .nets import UNetConfig
 
 EMBEDDED = Path(__file__).parent / "models"
-CARD = "mezzotint.json"
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
@@ -97,10 +99,12 @@ def read_defaults(folder: Path, unet: UNetConfig, scaled: Scaled, plan: Plan) ->
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    if not path.exists():
+    if folder.is_file():
+        path, card = folder, read_card(read_metadata(folder), str(folder))
+    elif (folder / CARD).exists():
+        path, card = folder / CARD, read_json(folder / CARD)
+    else:
         return {}
-    card = read_json(path)
     known = {each.name: type(each.default) for each in fields(Defaults)}
     for key, value in card.items():
         if key not in known:

@@ -16,6 +16,7 @@ import typer
 from .. import __version__
 from ..errors import MezzotintError
 from ..tasks import TASKS
+from .convert import convert
 from .data import data
 from .draw import command
 from .evaluate import evaluate
@@ -43,6 +44,7 @@ app.command("interpolate")(interpolate)
 app.command()(replay)
 app.command()(film)
 app.command()(info)
+app.command()(convert)
 app.command()(serve)
 app.add_typer(keys, name="keys")
 app.command()(train)

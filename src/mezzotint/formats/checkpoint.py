@@ -100,6 +100,9 @@ class Parts:
     tokenizers: Mapping[str, Tokenizer]
     where: Mapping[str, str]  # for messages
     rest: Mapping[str, Tensor] = field(default_factory=dict)  # what a single file holds and no component uses
+    card: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what we say of a model beyond the format: steps, guidance
 
 
 @dataclass(frozen=True)

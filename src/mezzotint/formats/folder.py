@@ -45,6 +45,7 @@ STEMS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+CARD = "mezzotint.json"  # what we say of a model beyond the format
 REST = "single_file_rest.safetensors"  # what a converted single file held and no component uses
 
 
@@ -85,8 +86,8 @@ def read_folder(
     return assemble(folder_parts(path), dtype=dtype, device=device)
 
 
-def folder_parts(path: Path | str, *, variant: str | None = None) -> Parts:
-    """What a diffusers folder holds, not built yet; `variant` as in `tensors.find_weights`. Raises as `read_folder`."""
+def folder_parts(path: Path | str, *, variant: str | None = None, allow_pickle: bool = False) -> Parts:
+    """What a diffusers folder holds, not built yet; knobs as in `tensors.find_weights`. Raises as `read_folder`."""
     path = Path(path)
     configs = read_configs(path)
     tokenizers = {}
@@ -100,10 +101,13 @@ def folder_parts(path: Path | str, *, variant: str | None = None) -> Parts:
             )
     tensors, where = {}, {}
     for name in ("unet", "vae", *configs.encoders):
-        stored, where[name] = read_weights(path / name, STEMS[name], variant=variant)
+        stored, where[name] = read_weights(
+            path / name, STEMS[name], variant=variant, allow_pickle=allow_pickle
+        )
         tensors[name] = _NAMES.get(name, dict)(stored)
     rest = read_tensors(path / REST) if (path / REST).exists() else {}
-    return Parts(configs, tensors, tokenizers, where, rest)
+    card = read_json(path / CARD) if (path / CARD).exists() else {}
+    return Parts(configs, tensors, tokenizers, where, rest, card)
 
 
 def write_folder(
@@ -138,6 +142,8 @@ def write_folder(
         for name, config in configs.items():
             write_json(part / name / "config.json", _versioned(config))
             write_tensors(part / name / f"{STEMS[name]}.safetensors", parts.tensors[name], dtype=dtype)
+        if parts.card:
+            write_json(part / CARD, parts.card)
         if parts.rest:
             write_tensors(part / REST, parts.rest, dtype=dtype)
         for name, content in (files or {}).items():

@@ -33,8 +33,9 @@ from .kinds import (
     plan_of,
 )
 from .names import from_single, to_single
+from .pickled import read_pickled
 from .scheduler import from_config, to_config
-from .tensors import read_metadata, read_tensors, write_tensors
+from .tensors import PICKLED, read_metadata, read_tensors, write_tensors
 from .tokenizer import EOS, Tokenizer, read_tokenizer
 
 HEADER = "mezzotint"  # the key in the header under which our own files say their configurations
@@ -56,17 +57,14 @@ def read_single(
     return assemble(single_parts(path, prediction=prediction), dtype=dtype, device=device)
 
 
-def single_parts(path: Path | str, *, prediction: str | None = None) -> Parts:
-    """What a single file holds, under our names, not built yet. Raises as `read_single`."""
+def single_parts(path: Path | str, *, prediction: str | None = None, allow_pickle: bool = False) -> Parts:
+    """What a single file holds, under our names, not built yet; with `allow_pickle` also of a .ckpt. Raises as
+    `read_single` does."""
     path = Path(path)
-    tensors, metadata = read_tensors(path), read_metadata(path)
-    return parts_of(tensors, metadata, path, prediction=prediction)
-
-
-def parts_of(
-    tensors: Tensors, metadata: Mapping[str, str], path: Path, *, prediction: str | None = None
-) -> Parts:
-    """The parts of a single file's tensors; `path` is where they came from."""
+    if allow_pickle and path.suffix in PICKLED:
+        tensors, metadata = read_pickled(path), dict[str, str]()
+    else:
+        tensors, metadata = read_tensors(path), read_metadata(path)
     where = str(path)
     key = family_of(tensors, where)
     prefixes = {"unet": UNET, "vae": VAE, **FAMILIES[key].encoders}
@@ -88,7 +86,14 @@ def parts_of(
         ours[part], spare = from_single(theirs[part], config)
         rest |= {prefixes[part] + name: tensor for name, tensor in spare.items()}
     rest = {name: t for name, t in rest.items() if name not in (V_MARK, ZERO_SNR_MARK) or t.numel()}
-    return Parts(configs, ours, _tokenizers(metadata, configs, where), dict.fromkeys(ours, where), rest)
+    tokenizers, card = _tokenizers(metadata, configs, where), read_card(metadata, where)
+    return Parts(configs, ours, tokenizers, dict.fromkeys(ours, where), rest, card)
+
+
+def read_card(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    """What the header of a file that we wrote says beyond the format: steps, guidance."""
+    card = (_own(metadata, where) or {}).get("card", {})
+    return card if isinstance(card, dict) else {}
 
 
 def write_single(
@@ -144,6 +149,7 @@ def _header(key: str, parts: Parts) -> dict[str, str]:
         name: {file: content.decode() for file, content in tokenizer.files().items()}
         for name, tokenizer in own.items()
     }
+    said["card"] = dict(parts.card)
     said["pads"] = {name: tokenizer.special["pad_token"] for name, tokenizer in parts.tokenizers.items()}
     return {
         "modelspec.sai_model_spec": "1.0.0",

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import MezzotintError
 from .atomic import new_file, read_json
+from .pickled import read_pickled
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,6 +43,7 @@ _CODES = {
     torch.bool: "BOOL",
 }
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_OLD_STEMS = {"model": "pytorch_model"}  # what a pickled file is called where that differs
 _SHOWN = 3  # names in a message
 _SLACK = 1 << 20  # numbers that a net may have beyond twice those of its file
 _ALIGNMENT = 64  # bytes; matrix products choose their inner loops by it
@@ -69,11 +71,13 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         raise MezzotintError(_damage(path, error)) from error
 
 
-def find_weights(folder: Path | str, stem: str, *, variant: str | None = None) -> list[Path]:
+def find_weights(
+    folder: Path | str, stem: str, *, variant: str | None = None, allow_pickle: bool = False
+) -> list[Path]:
     """The files of a component's weights: `stem.safetensors`, else its half-precision variant, else shards.
 
-    A `variant` ("fp16", "non_ema") comes first where the component has it. Raises MezzotintError if there are no
-    weights, saying so if all that is there is pickled.
+    A `variant` ("fp16", "non_ema") comes first where the component has it; a pickled file counts, if allowed, where
+    there is nothing else. Raises MezzotintError if there are no weights, saying so if all that is there is pickled.
     """
     folder = Path(folder)
     for kind in dict.fromkeys((variant, None, "fp16")):
@@ -84,6 +88,11 @@ def find_weights(folder: Path | str, stem: str, *, variant: str | None = None) -
         for index in (folder / f"{name}.safetensors.index.json", folder / marked):
             if index.is_file():
                 return _shards(index)
+    if allow_pickle:
+        for kind in dict.fromkeys((variant, None, "fp16")):
+            old = folder / f"{_OLD_STEMS.get(stem, stem)}{f'.{kind}' if kind else ''}.bin"
+            if old.exists():
+                return [old]
     others = sorted(path.name for path in folder.glob(f"{stem}.*.safetensors"))
     if others:
         raise MezzotintError(
@@ -105,13 +114,13 @@ def _shards(index: Path) -> list[Path]:
 
 
 def read_weights(
-    folder: Path | str, stem: str, *, variant: str | None = None
+    folder: Path | str, stem: str, *, variant: str | None = None, allow_pickle: bool = False
 ) -> tuple[dict[str, Tensor], str]:
     """All tensors of a component and, for messages, where they came from."""
-    paths = find_weights(folder, stem, variant=variant)
+    paths = find_weights(folder, stem, variant=variant, allow_pickle=allow_pickle)
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        tensors |= read_tensors(path)
+        tensors |= read_tensors(path) if path.suffix == ".safetensors" else read_pickled(path)
     return tensors, str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -274,9 +283,8 @@ def _findable(path: Path) -> Path:
     if path.is_file():
         return path
     stem = path.name.removesuffix(".safetensors").removesuffix(".fp16")
-    names = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
     for suffix in PICKLED:
-        for other in (path.with_name(names.get(stem, stem) + suffix), path.with_suffix(suffix)):
+        for other in (path.with_name(_OLD_STEMS.get(stem, stem) + suffix), path.with_suffix(suffix)):
             if other.exists():
                 raise MezzotintError(
                     f"{path} is missing; {other.name} beside it is pickled code, which is never opened: "

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..catalog import CARD
 from ..data.scenes import load_scenes
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.grids import sigma_grid
@@ -33,7 +32,7 @@ from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
 from ..formats.atomic import read_json
 from ..formats.checkpoint import Checkpoint
-from ..formats.folder import write_folder
+from ..formats.folder import CARD, write_folder
 from ..formats.scheduler import Plan
 from ..formats.tensors import build, read_tensors, read_weights, write_tensors
 from ..formats.tokenizer import read_tokenizer

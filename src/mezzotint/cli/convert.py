@@ -1,0 +1,78 @@
+"""`mezzotint convert`: a checkpoint from one form into another."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Download, Force, Json, Variant
+from .show import Show
+
+
+class Precision(StrEnum):
+    """What weights may be stored as."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Prediction(StrEnum):
+    """What a net of Stable Diffusion may predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A model's name, its folder, or its single file.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="A name in .safetensors for a single file, else a folder.")
+    ],
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="Store weights so; as they are if not given.")
+    ] = None,
+    variant: Variant = None,
+    prediction: Annotated[
+        Prediction | None,
+        typer.Option(help="What the net predicts, where a single file does not say it, or says it wrongly."),
+    ] = None,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Leave out what a single file holds and no component uses.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Also take weights out of .ckpt and .bin; no code of such a file is run."
+        ),
+    ] = False,
+    download: Download = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a diffusers folder into a single file or back, or halve its precision; there and back, the bytes of every
+    tensor are the same."""
+    from dataclasses import replace
+
+    from ..catalog import find_model
+    from ..formats.kinds import title
+    from ..formats.opened import read_parts, write_parts
+    from ..formats.tensors import DTYPES
+
+    show = Show(as_json)
+    path = find_model(source, download=download)
+    parts = read_parts(path, variant=variant, prediction=prediction, allow_pickle=allow_pickle)
+    left_out = len(parts.rest) if lean else 0
+    if lean:
+        parts = replace(parts, rest={})
+    write_parts(target, parts, dtype=DTYPES[precision] if precision else None, replace=force)
+    show.note(
+        f"{title(parts.configs)}"
+        + f"; {left_out} tensors that no component uses were left out" * (left_out > 0)
+    )
+    show.result(str(target), path=str(target), kind=title(parts.configs), left_out=left_out)
