@@ -1,12 +1,15 @@
 """From prompts to states: chunks, weights and towers, against AUTOMATIC1111's rules in transformers."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import CLIPTextConfig as TheirConfig
 from transformers import CLIPTextModel as TheirModel
 from transformers import CLIPTextModelWithProjection as TheirProjected
 
-from mezzotint.formats.folder import text_names
+from mezzotint.errors import UsageError
+from mezzotint.formats.names import text_today as text_names
 from mezzotint.formats.tokenizer import Tokenizer, train_bpe
 from mezzotint.nets import CLIPTextConfig, CLIPTextModel
 from mezzotint.prompt import weigh
@@ -163,3 +166,55 @@ def test_where_states_have_no_mean_weights_are_all(tokenizer):
     red = len(tokenizer.tokens("a")) + 1
     torch.testing.assert_close(ratio[0, red], torch.full_like(ratio[0, 0], 1.5))
     assert torch.equal(weighed[0, :red], plain[0, :red])
+
+
+# --- words that were learnt ---
+
+
+def learnt(tokenizer, **words):
+    ours, _ = pair(tokenizer, seed=1, width=16)
+    torch.manual_seed(5)
+    vectors = {word: [torch.randn(count, 16)] for word, count in words.items()}
+    return TextEncoder([(ours, tokenizer)], CPU, learnt=vectors), vectors
+
+
+def test_a_learnt_word_that_is_a_known_one_says_the_same(tokenizer):
+    """Vectors taken from the table: the states must be those of the tokens themselves."""
+    ours, _ = pair(tokenizer, seed=1, width=16)
+    table = ours.text_model.embeddings.token_embedding.weight
+    ids = tokenizer.tokens("red apple")
+    copied = TextEncoder([(ours, tokenizer)], CPU, learnt={"<it>": [table[list(ids)].detach()]})
+    plain = TextEncoder([(ours, tokenizer)], CPU)
+    for said, meant in (("a <it> and", "a red apple and"), ("a (<it>:1.3)", "a (red apple:1.3)")):
+        torch.testing.assert_close(copied(said).text, plain(meant).text, rtol=1e-5, atol=1e-6)
+    assert torch.equal(copied("a cat").text, plain("a cat").text)
+
+
+def test_learnt_words_are_found_whole_and_stay_together(tokenizer):
+    encoder, _ = learnt(tokenizer, thing=3, things=2)
+    first = encoder.encoders[0][0].config.vocab_size
+
+    def new(text):
+        return [[token.id - first for token in chunk if token.id >= first] for chunk in encoder.chunks(text)]
+
+    assert new("a Thing, things") == [[0, 1, 2, 3, 4]]
+    assert new("nothing thinga") == [[]]
+    assert [len(chunk) for chunk in encoder.chunks("apple " * 74 + "thing")] == [74, 3]
+    assert new("apple " * 74 + "thing") == [[], [0, 1, 2]]
+
+
+def test_the_end_is_found_behind_learnt_words(tokenizer):
+    """Old configurations find the end by the largest id, which those of learnt words exceed."""
+    net, _ = pair(tokenizer, seed=6, width=16, projected=True)
+    table = net.text_model.embeddings.token_embedding.weight
+    vectors = [table[list(tokenizer.tokens("red"))].detach()]
+    old = CLIPTextModel(dataclasses.replace(net.config, eos_token_id=2)).eval()
+    old.load_state_dict(net.state_dict())
+    for model in (net, old):
+        encoder = TextEncoder([(model, tokenizer)], CPU, pooled=True, learnt={"<it>": vectors})
+        torch.testing.assert_close(encoder("a <it> cat").pooled, encoder("a red cat").pooled)
+
+
+def test_a_word_that_fills_no_chunk(tokenizer):
+    with pytest.raises(UsageError, match="'huge' has 76 vectors, and a text of this model holds 75"):
+        learnt(tokenizer, huge=76)

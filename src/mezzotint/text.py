@@ -6,13 +6,16 @@ full is cut behind its last comma if that is near. Words that weigh w have their
 the chunk's mean is what it was. All this is as AUTOMATIC1111's program does it, for each text by itself, so that its
 states do not depend on what else is asked for.
 
+A word that was learnt by textual inversion stands for vectors of its own, which are ids beyond the vocabulary here.
+
 Stable Diffusion 1 and 2 look at the encoder's last states. SDXL looks at the states before the last layer, of both its
 encoders side by side, and is told the second's vector of the first chunk (Podell et al. 2023, section 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -68,10 +71,20 @@ class TextEncoder:
         *,
         pooled: bool = False,
         zeros_for_empty: bool = False,
+        learnt: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
-        """`pooled`: as SDXL has it, see above. `zeros_for_empty`: guidance away from nothing is away from zeros."""
+        """`pooled`: as SDXL has it, see above. `zeros_for_empty`: guidance away from nothing is away from zeros.
+
+        `learnt`: words with their vectors [n, D] for each encoder. Raises UsageError for one that fills no chunk.
+        """
         self.encoders, self.device = tuple(encoders), device
         self.pooled, self.zeros_for_empty = pooled, zeros_for_empty
+        self.learnt = dict(learnt or {})
+        for word, (vectors, *_) in self.learnt.items():
+            if len(vectors) > self.capacity:
+                raise UsageError(
+                    f"the embedding '{word}' has {len(vectors)} vectors, and a text of this model holds {self.capacity}"
+                )
         self._states = lru_cache(REMEMBERED)(self._encode)
 
     @property
@@ -84,9 +97,21 @@ class TextEncoder:
         """Tokens of a chunk, without those that mark its begin and end."""
         return min(tokenizer.max_length for _, tokenizer in self.encoders) - 2
 
-    def chunks(self, text: str) -> list[Chunk]:
-        """How a text is read."""
-        return _chunks(self.tokenizer, text, self.capacity)
+    def with_nets(
+        self, nets: Sequence[CLIPTextModel], learnt: Mapping[str, Sequence[Tensor]] | None = None
+    ) -> TextEncoder:
+        """The same with other nets, and with words that were learnt."""
+        encoders = [(net, tokenizer) for net, (_, tokenizer) in zip(nets, self.encoders, strict=True)]
+        options = {"pooled": self.pooled, "zeros_for_empty": self.zeros_for_empty}
+        return TextEncoder(encoders, self.device, **options, learnt=learnt)
+
+    def chunks(self, text: str, encoder: int = 0) -> list[Chunk]:
+        """How an encoder reads a text; one chunk, of none, where it is empty."""
+        *before, last = weigh(text)
+        sections = (
+            [*before, last] if last or not before else before
+        )  # after a BREAK at the end there is nothing
+        return [chunk for section in sections for chunk in self._filled(section, encoder)]
 
     def check(self, text: str, *, what: str = "prompt") -> None:
         """Raises UsageError if `text` is longer than any prompt."""
@@ -114,42 +139,63 @@ class TextEncoder:
         self.check(text)
         texts, pooled = [], None
         with torch.inference_mode():
-            for net, tokenizer in self.encoders:
+            for number, (net, tokenizer) in enumerate(self.encoders):
                 parts = []
-                for i, chunk in enumerate(_chunks(tokenizer, text, self.capacity)):
-                    said = net(
-                        torch.tensor([_ids(tokenizer, chunk)], device=self.device)
-                    )  # [1, L] -> TextStates
+                new = [vectors[number] for vectors in self.learnt.values()]
+                rows = torch.cat(new).to(self.device) if new else None  # [n, D]
+                for i, chunk in enumerate(self.chunks(text, number)):
+                    ids = torch.tensor([_ids(tokenizer, chunk)], device=self.device)  # [1, L]
+                    said = net(ids, rows)
                     parts.append(_weighed(said.hidden[-2] if self.pooled else said.last, chunk))
                     pooled = said.pooled if i == 0 and self.pooled else pooled
                 texts.append(torch.cat(parts, dim=1))
             return Cond(text=torch.cat(texts, dim=-1), pooled=pooled)
 
+    def _filled(self, section: Sequence[Run], encoder: int) -> Iterator[Chunk]:
+        """The chunks of one section: full ones, cut behind a comma that is near the end, and what is left."""
+        comma = self.encoders[encoder][1].vocab.get("," + END_OF_WORD)
+        chunk: list[Token] = []
+        begun = False
+        for text, weight in section:
+            for ids in self._pieces(text, encoder):
+                if len(chunk) == self.capacity:
+                    commas = [i for i, token in enumerate(chunk) if token.id == comma]
+                    cut = commas[-1] + 1 if commas and ids != (comma,) else self.capacity
+                    cut = cut if self.capacity - cut < self.capacity * NEAR else self.capacity
+                    yield tuple(chunk[:cut])
+                    chunk, begun = chunk[cut:], True
+                if len(chunk) + len(ids) > self.capacity:
+                    yield tuple(chunk)
+                    chunk, begun = [], True
+                chunk += [Token(id_, weight) for id_ in ids]
+        if chunk or not begun:
+            yield tuple(chunk)
 
-def _chunks(tokenizer: Tokenizer, text: str, capacity: int) -> list[Chunk]:
-    """The tokens of a text in chunks of at most `capacity`; one chunk, of none, for an empty text."""
-    *before, last = weigh(text)
-    sections = [*before, last] if last or not before else before  # after a BREAK at the end there is nothing
-    return [chunk for section in sections for chunk in _filled(tokenizer, section, capacity)]
+    def _pieces(self, text: str, encoder: int) -> Iterator[tuple[int, ...]]:
+        """Ids that stay together: single tokens, and the vectors of a word that was learnt."""
+        net, tokenizer = self.encoders[encoder]
+        places, first = {}, net.config.vocab_size
+        for word, vectors in self.learnt.items():
+            places[word.lower()] = tuple(range(first, first + len(vectors[encoder])))
+            first += len(vectors[encoder])
+        for i, part in enumerate(_split(tuple(places), text)):
+            if i % 2:
+                yield places[part.lower()]
+            else:
+                yield from ((id_,) for id_ in tokenizer.tokens(part))
 
 
-def _filled(tokenizer: Tokenizer, section: Sequence[Run], capacity: int) -> Iterator[Chunk]:
-    """The chunks of one section: full ones, cut behind a comma that is near the end, and what is left."""
-    comma = tokenizer.vocab.get("," + END_OF_WORD)
-    chunk: list[Token] = []
-    begun = False
-    for text, weight in section:
-        for id_ in tokenizer.tokens(text):
-            if len(chunk) == capacity:
-                commas = [i for i, token in enumerate(chunk) if token.id == comma]
-                cut = commas[-1] + 1 if commas and id_ != comma else capacity
-                cut = cut if capacity - cut < capacity * NEAR else capacity
-                yield tuple(chunk[:cut])
-                chunk = chunk[cut:]
-                begun = True
-            chunk.append(Token(id_, weight))
-    if chunk or not begun:
-        yield tuple(chunk)
+def _split(words: tuple[str, ...], text: str) -> list[str]:
+    """The text between the words, and in turn the words: whole ones, the longest first, in capitals or not."""
+    if not words:
+        return [text]
+    alone = (
+        ("(?<!\\w)" if word[0].isalnum() else "")
+        + re.escape(word)
+        + ("(?!\\w)" if word[-1].isalnum() else "")
+        for word in sorted(words, key=len, reverse=True)
+    )
+    return re.split(f"({'|'.join(alone)})", text, flags=re.IGNORECASE)
 
 
 def _ids(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:

@@ -166,8 +166,15 @@ class Embeddings(nn.Module):
         for embedding in (self.token_embedding, self.position_embedding):
             nn.init.normal_(embedding.weight, std=config.initializer_factor * config.initializer_range)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, learnt: Tensor | None = None) -> Tensor:
+        table, size = self.token_embedding, self.token_embedding.num_embeddings
+        if learnt is None:
+            tokens = table(ids)
+        else:
+            tokens = table(ids.clamp(max=size - 1))
+            rows = F.embedding((ids - size).clamp(min=0), learnt.to(tokens))
+            tokens = torch.where((ids >= size)[..., None], rows, tokens)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
 
 
 class SelfAttention(nn.Module):
@@ -257,17 +264,21 @@ class CLIPTextModel(nn.Module):
             else None
         )
 
-    def forward(self, ids: Tensor) -> TextStates:
-        """Token ids [B, L] -> `TextStates`. Raises `UsageError` where L exceeds `max_position_embeddings`."""
+    def forward(self, ids: Tensor, learnt: Tensor | None = None) -> TextStates:
+        """Token ids [B, L] -> `TextStates`. Raises `UsageError` where L exceeds `max_position_embeddings`.
+
+        `learnt` [n, D] goes on with the table of tokens: its rows are the ids from `vocab_size` on.
+        """
         length, limit = ids.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise UsageError(
                 f"a text of {length} tokens is longer than the {limit} that this text encoder holds"
             )
         model = self.text_model
-        hidden = model.encoder(model.embeddings(ids))
+        hidden = model.encoder(model.embeddings(ids, learnt))
         last = model.final_layer_norm(hidden[-1])
-        pooled = last[torch.arange(len(ids), device=ids.device), self.end(ids)]
+        known = ids if learnt is None else ids.where(ids < self.config.vocab_size, 0)
+        pooled = last[torch.arange(len(ids), device=ids.device), self.end(known)]
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)
         return TextStates(last, pooled, hidden)
