@@ -121,6 +121,7 @@ class Dataset(Section):
         4, gt=0, description="different windows and mirrors of a picture, where they are cached"
     )
     captions: Literal["first", "random"] = "random"  # which of a picture's captions
+    caption: str = ""  # of pictures that have none of their own
     dropout: float = Field(0.1, ge=0, lt=1, description="share of captions or classes that are not told")
     held_out: float = Field(0.02, ge=0, lt=1, description="share of the pictures that is never trained on")
     background: tuple[int, int, int] = (255, 255, 255)  # behind what is transparent

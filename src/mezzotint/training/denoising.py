@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..catalog import CARD
 from ..codec import Latents
+from ..data.folder import Record
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.grids import sigma_grid
 from ..diffusion.guidance import cfg
@@ -27,6 +28,8 @@ from ..diffusion.loss import LEVELS, WEIGHTS
 from ..diffusion.noise import INITIAL, batch_noise, generator
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
+from ..formats.atomic import new_file
+from .card import model_card
 from .config import TrainConfig
 from .loop import Loss
 from .model import condition_of, model_to_train
@@ -53,6 +56,7 @@ class Batch:
     captions: tuple[str, ...]
     labels: tuple[str | None, ...]
     sizes: Tensor  # [B, 6] of the pictures and the windows, in pixels; see `TextTeller.cond`
+    prior: Batch | None = None  # rows that keep the model what it is
 
 
 class DenoisingStage:
@@ -65,7 +69,6 @@ class DenoisingStage:
             Pictures(config, step=1, needs=needs) if needs == "class" and not config.model.start else None
         )
         self.model = model_to_train(config, looked.classes if looked else (), device)
-        self.pictures = Pictures(config, step=self.model.factor, needs=needs)
         self.classes = self.model.classes
         self.denoiser = Denoiser(self.model.unet, self.model.process, self.model.plan.prediction)
         self.cached = isinstance(self.model.codec, Latents)
@@ -78,7 +81,14 @@ class DenoisingStage:
         self.text_hash = ""
         if self.model.teller is not None:
             self.text_hash = weights_hash([net for net, _ in self.model.teller.encoders])
+        prior = self._prior_pictures(config.out / "prior") if config.prior.prompt else None
+        self.pictures = Pictures(config, step=self.model.factor, needs=needs, prior=prior)
         self.players: dict[str, nn.Module] = self.trained()
+
+    @property
+    def hears_anew(self) -> bool:
+        """Whether the text encoders change, so that what they say cannot be kept."""
+        return False
 
     def trained(self) -> dict[str, nn.Module]:
         """What is trained, by name."""
@@ -114,7 +124,7 @@ class DenoisingStage:
             views = {self.key(i, v): (i, v) for i in everything for v in range(self.pictures.variants)}
             views = {key: views[key] for key in self.store.missing(views)}
         captions: dict[str, str] = {}
-        if self.model.teller is not None:
+        if self.model.teller is not None and not self.hears_anew:
             said = {c for record in self.pictures.records for c in record.captions}
             captions = {self.text_key(c): c for c in sorted(said | {""} | set(self.prompts()))}
             captions = {key: captions[key] for key in self.texts.missing(captions)}
@@ -146,17 +156,32 @@ class DenoisingStage:
             entry = {"text": states[i].half().cpu()}
             yield key, entry if pooled is None else entry | {"pooled": pooled[i].half().cpu()}
 
+    def _prior_pictures(self, folder: Path) -> list[Record]:
+        """What the model draws of the prior's prompt before it is trained; drawn once."""
+        prompt, count = self.config.prior.prompt, self.config.prior.pictures
+        missing = [i for i in range(count) if not (folder / f"{i:05d}.png").exists()]
+        for at in range(0, len(missing), ENCODED):
+            some = missing[at : at + ENCODED]
+            made = self.generate([prompt] * len(some), [self.config.seed + i for i in some])
+            for i, pixels in zip(some, made, strict=True):
+                with new_file(folder / f"{i:05d}.png", replace=True) as part_:
+                    Image.fromarray(pixels).save(part_)
+        return [Record(folder / f"{i:05d}.png", (prompt,)) for i in range(count)]
+
     # --- a step ---
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
-        return self.batch_of(self.pictures.rows(step, share, views=self.views), self.pictures)
+        batch = self.batch_of(self.pictures.rows(step, share, views=self.views))
+        if not self.config.prior.prompt:
+            return batch
+        return replace(batch, prior=self.batch_of(self.pictures.prior_rows(step, share, views=self.views)))
 
     @property
     def views(self) -> int:
         """How many windows and mirrors of a picture are seen."""
         return self.pictures.variants if self.cached else ENDLESS
 
-    def batch_of(self, rows: Sequence[Row], pictures: Pictures) -> Batch:
+    def batch_of(self, rows: Sequence[Row]) -> Batch:
         """Pictures, noise and noise levels of some rows."""
         x0, sizes = self.clean([(row.picture, row.view) for row in rows])
         draws = [generator("noise", self.config.seed, row.slot) for row in rows]
@@ -190,7 +215,10 @@ class DenoisingStage:
             return Cond(label=torch.tensor(numbers, device=self.device))
         if self.model.teller is None:
             return Cond()
-        entries = [self.texts[self.text_key(caption)] for caption in captions]
+        keys = [self.text_key(caption) for caption in captions]
+        if self.hears_anew or self.texts.missing(keys):
+            return self.model.teller.cond(*self.model.teller.states(captions), sizes)
+        entries = [self.texts[key] for key in keys]
         text = torch.stack([entry["text"].float() for entry in entries]).to(self.device)
         pooled = None
         if "pooled" in entries[0]:
@@ -210,7 +238,11 @@ class DenoisingStage:
         error = self.errors(batch)
         high = (batch.sigma > 1).to(self.device)
         sides = {"high noise": error[high].detach(), "low noise": error[~high].detach()}
-        yield Loss("unet", error.mean(), {k: v.mean() for k, v in sides.items() if len(v)})
+        loss, parts = error.mean(), {k: v.mean() for k, v in sides.items() if len(v)}
+        if batch.prior is not None:
+            prior = self.errors(batch.prior).mean()
+            loss, parts = loss + self.config.prior.weight * prior, parts | {"prior": prior.detach()}
+        yield Loss(next(iter(self.players)), loss, parts)
 
     # --- how it does ---
 
@@ -291,5 +323,6 @@ class DenoisingStage:
     def files(self) -> dict[str, str]:
         """What a model's folder holds beside its weights."""
         guidance = 1.0 if self.model.condition == "none" else self.config.model.guidance
+        card = model_card(self.config, self.pictures)
         defaults = {"num_inference_steps": self.config.model.steps, "guidance_scale": guidance}
-        return {CARD: json.dumps(defaults, indent=2) + "\n"}
+        return {CARD: json.dumps(defaults, indent=2) + "\n", "README.md": card}

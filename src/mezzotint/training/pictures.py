@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import NamedTuple
 
@@ -53,13 +53,16 @@ class Split:
 class Pictures:
     """The pictures of a run, by number."""
 
-    def __init__(self, config: TrainConfig, *, step: int, needs: str) -> None:
-        """`step`: what a bucket's sides must be multiples of. `needs`: "text", "class" or "none".
+    def __init__(
+        self, config: TrainConfig, *, step: int, needs: str, prior: Sequence[Record] | None = None
+    ) -> None:
+        """`step`: what a bucket's sides must be multiples of. `needs`: "text", "class" or "none". `prior`: see there.
 
         Raises UsageError if the pictures do not have what the model is to be told.
         """
         self.config, self.settings = config, config.dataset
-        self.records = read_records(config.data, self.settings.layout)
+        own = [_captioned(r, self.settings.caption) for r in read_records(config.data, self.settings.layout)]
+        self.records = [*own, *(prior or ())]
         _check_told(self.records, needs, config)
         self.classes = tuple(sorted({r.extra["class"] for r in self.records})) if needs == "class" else ()
         self.step = step
@@ -72,10 +75,12 @@ class Pictures:
         square = len(self.choices) == 1
         self.sizes = [self.choices[0] if square else picture_size(r) for r in self.records]
         self.buckets = [nearest(size, self.choices) for size in self.sizes]
-        self.split = split(self.records, self.settings.held_out)
+        self.split = split(own, self.settings.held_out)
         self.order = Order(
             [self.buckets[i] for i in self.split.train], config.optim.batch, "pictures", config.seed
         )
+        self.prior_order = Order(self.buckets[len(own) :], config.optim.batch, "prior", config.seed)
+        self.own = len(own)
         self._kept: OrderedDict[int, Image.Image] = OrderedDict()
         self._room = int(self.settings.memory * GIB)
         self._lock = Lock()
@@ -85,6 +90,12 @@ class Pictures:
         pictures = self.order(step)
         batch = self.config.optim.batch
         return [self._row(step * batch + i, self.split.train[pictures[i]], views) for i in share.rows(batch)]
+
+    def prior_rows(self, step: int, share: Share = WHOLE, *, views: int = ENDLESS) -> list[Row]:
+        """As many rows of the prior's pictures."""
+        pictures = self.prior_order(step)
+        batch = self.config.optim.batch
+        return [self._row(-1 - (step * batch + i), self.own + pictures[i], views) for i in share.rows(batch)]
 
     def _row(self, slot: int, picture: int, views: int) -> Row:
         draw = generator("row", self.config.seed, slot)
@@ -167,6 +178,10 @@ def split(records: Sequence[Record], share: float) -> Split:
     return Split(tuple(i for i in range(len(records)) if i not in kept), held)
 
 
+def _captioned(record: Record, caption: str) -> Record:
+    return replace(record, captions=(caption,)) if caption and not record.captions else record
+
+
 def _parent(record: Record) -> bytes:
     return record.path.parent.name.encode()
 
@@ -189,7 +204,7 @@ def _check_told(records: Sequence[Record], needs: str, config: TrainConfig) -> N
         if silent:
             raise UsageError(
                 f"{config.data}: {len(silent)} of {len(records)} pictures have no caption, the first is "
-                f"{silent[0].name}; caption them, or set model.condition"
+                f"{silent[0].name}; caption them, or set dataset.caption or model.condition"
             )
     if needs == "class" and any("class" not in r.extra for r in records):
         raise UsageError(

@@ -71,6 +71,10 @@ def build_stage(config: TrainConfig, device: torch.device) -> Stage:
         from .diffusion import DiffusionStage
 
         return DiffusionStage(config, device)
+    if config.stage == "lora":
+        from .adapters import LoraStage
+
+        return LoraStage(config, device)
     from .denoising import DenoisingStage
 
     return DenoisingStage(config, device)
