@@ -40,6 +40,7 @@ from .nets.layers import frozen
 from .prompt import Script
 from .request import Request, Settled
 from .tasks import TASKS
+from .tasks.canvas import area
 from .tasks.problem import solve
 from .text import Encoder, TextEncoder
 
@@ -199,7 +200,7 @@ class Pipeline:
         if task.inherits and request.image is not None:
             own = request.image.recipe
             chosen |= {name: own[name] for name in self._inherited(request) if name in own}
-        open_ones = dict(task.heeds) | self._size(request) | self.defaults.fields()
+        open_ones = self.defaults.fields() | dict(task.heeds) | self._size(request)
         chosen |= {name: value for name, value in open_ones.items() if chosen[name] is None}
         for side in ("width", "height"):
             chosen[f"original_{side}"] = chosen[f"original_{side}"] or chosen[side]
@@ -230,7 +231,7 @@ class Pipeline:
             return {}
         native = (self.defaults.width, self.defaults.height)
         asked = (request.width, request.height)
-        width, height = fitted(request.image.image.size, asked, native, self.codec.factor)
+        width, height = fitted(area(request), asked, native, self.codec.factor)
         return {"width": width, "height": height}
 
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:
@@ -269,7 +270,8 @@ class Pipeline:
             x = step.x
             yield self._progress(request, step, first, float(problem.sigmas[0]))
         for i in range(request.num_images):
-            yield Picture(first + i, self._picture(x[i : i + 1], request.seed + i), self.recipe(request, i))
+            image = problem.finish(self._picture(x[i : i + 1], request.seed + i))
+            yield Picture(first + i, image, self.recipe(request, i))
 
     def _picture(self, z: Tensor, seed: int) -> Image.Image:
         pixels = self.codec.decode(z.clone())[0]  # [3, H, W]

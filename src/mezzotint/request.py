@@ -130,6 +130,52 @@ class Request(BaseModel):
         float | None, Flag("--at"), Field(ge=0, le=1, description="where between the two ends: 0 to 1")
     ] = None
 
+    mask: Annotated[
+        Given | None,
+        Flag("--mask"),
+        Field(
+            description="a picture, white where it is drawn anew; the transparency of the picture if not given"
+        ),
+    ] = None
+    fit_mask: Annotated[
+        bool | None, Flag("--fit-mask"), Field(description="resize a mask of another size than the picture")
+    ] = None
+    feather: Annotated[
+        int | None,
+        Flag("--feather"),
+        Field(ge=0, le=1000, description="pixels inside the mask's edge over which old fades into new"),
+    ] = None
+    crop: Annotated[
+        int | None,
+        Flag("--crop"),
+        Field(
+            ge=0,
+            description="look at the mask and so many pixels around it, at full size; at everything if not given",
+        ),
+    ] = None
+    left: Annotated[int | None, Flag("--left"), Field(ge=0, description="pixels to grow at the left")] = None
+    top: Annotated[int | None, Flag("--top"), Field(ge=0, description="pixels to grow at the top")] = None
+    right: Annotated[int | None, Flag("--right"), Field(ge=0, description="pixels to grow at the right")] = (
+        None
+    )
+    bottom: Annotated[
+        int | None, Flag("--bottom"), Field(ge=0, description="pixels to grow at the bottom")
+    ] = None
+    method: Annotated[
+        str | None,
+        Flag("--method"),
+        Field(description="how the task is done, where there are several ways; see docs/editing.md"),
+    ] = None
+    inner_steps: Annotated[
+        int | None,
+        Flag("--inner"),
+        Field(
+            ge=0,
+            le=1000,
+            description="further evaluations at each step, which hold the picture to what is known",
+        ),
+    ] = None
+
     @classmethod
     def parse(cls, fields: Mapping[str, Any], *, files: bool = True) -> Self:
         """The request with these fields; UsageError in one line for the first that is unknown or impossible.

@@ -60,3 +60,9 @@ def test_diffusers_draws_the_same(tmp_path, monkeypatch, photo, sampler, grid):
     ]
     assert np.asarray(there).shape == (16, 16, 3)
     assert apart(ours, there) <= 1
+
+
+def test_a_photo_is_brought_near_the_model_s_size_in_its_proportions(pipe, photo):
+    [made] = drawn(pipe, **EDIT, image=photo.resize((300, 150)))
+    assert made.image.size == (22, 12)
+    assert drawn(pipe, **EDIT, image=photo.resize((300, 150)), width=16, height=16)[0].image.size == (16, 16)

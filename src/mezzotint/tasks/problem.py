@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from ..diffusion.grids import sigma_grid
 from ..diffusion.guidance import cfg, interval, saying, staged
 from ..diffusion.noise import INITIAL, batch_noise
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.types import Cond, Denoise, Noise, Step
+from ..diffusion.types import Cond, Denoise, Noise, Sampler, Step
 from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..request import Settled
 
+T = TypeVar("T")
+
+
+def itself(value: T) -> T:
+    """Nothing is done to it."""
+    return value
+
 
 class Problem(NamedTuple):
     """All that a sampler needs."""
@@ -42,6 +49,8 @@ class Problem(NamedTuple):
     sigmas: Tensor  # [N + 1] float64, falling
     cond: Cond  # B rows
     noise: Noise
+    within: Callable[[Sampler], Sampler] = itself  # what goes on between the sampler's steps
+    finish: Callable[[Image.Image], Image.Image] = itself  # from the decoded picture to the one asked for
 
 
 def solve(problem: Problem, sampler: str, **knobs: Any) -> Iterator[Step]:
@@ -51,7 +60,7 @@ def solve(problem: Problem, sampler: str, **knobs: Any) -> Iterator[Step]:
         if knob not in taken:
             able = [name for name, other in SAMPLERS.items() if knob in inspect.signature(other).parameters]
             raise UsageError(f"sampler '{sampler}' takes no {knob}; those that do: {', '.join(able)}")
-    return SAMPLERS[sampler](
+    return problem.within(SAMPLERS[sampler])(
         problem.denoise, problem.x, problem.sigmas, problem.cond, noise=problem.noise, **knobs
     )
 
