@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from .. import __version__
 from ..errors import MezzotintError, UsageError
-from . import native
+from . import a1111, native, openai
 from .guard import Guard
 from .http import Asking, Refused, Serving, explained, told
 from .service import Service
@@ -49,12 +49,16 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.service = service
+    app.state.service, app.state.chosen_models = (
+        service,
+        {},
+    )  # name of a key -> model, for AUTOMATIC1111's options
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     for kind in (MezzotintError, RequestValidationError, Refused, Exception):
         app.add_exception_handler(kind, explained)
     app.add_exception_handler(HTTPException, _http_error)
-    app.include_router(native.router)
+    for router in (native.router, openai.router, a1111.router):
+        app.include_router(router)
     app.add_api_route("/healthz", healthz, include_in_schema=False)
     app.add_api_route("/readyz", readyz, include_in_schema=False)
     app.add_api_route("/metrics", metrics, include_in_schema=False)

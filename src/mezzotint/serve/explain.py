@@ -25,6 +25,7 @@ from ..formats.image import flatten, to_image, to_tensor
 from ..nets.blocks import Place, attend
 from ..pipeline import Pipeline, Progress
 from ..request import Settled
+from ..text import TextEncoder
 from .http import base64_of
 
 SIDE = 256  # pixels at most of a moment
@@ -45,8 +46,10 @@ def forward(image: Image.Image, process: Process, *, frames: int) -> dict[str, A
 def reverse(pipeline: Pipeline, request: Settled) -> Iterator[dict[str, Any]]:
     """The moments of one picture: {"sigma", "state", "belief", "attention": one picture for each of `spelled`}."""
     looked = _Looked(pipeline.shape(request)[1:])
-    net: Any = pipeline.denoiser.net  # a U-Net, which takes `control`
-    watched = replace(pipeline, denoiser=replace(pipeline.denoiser, net=partial(net, control=looked)))
+    net: Any = pipeline.denoiser.net
+    if isinstance(pipeline.encoder, TextEncoder):  # a U-Net that looks at words, and lets itself be watched
+        net = partial(net, control=looked)
+    watched = replace(pipeline, denoiser=replace(pipeline.denoiser, net=net))
     words = spelled(pipeline, request.prompt)
     for event in watched.generate(request.model_copy(update={"num_images": 1})):
         if not isinstance(event, Progress):
@@ -65,6 +68,8 @@ def reverse(pipeline: Pipeline, request: Settled) -> Iterator[dict[str, Any]]:
 
 def spelled(pipeline: Pipeline, prompt: str) -> dict[str, tuple[int, ...]]:
     """The words of a plain prompt and at which of the text encoder's positions each stands; none of a long one."""
+    if not isinstance(pipeline.encoder, TextEncoder):
+        return {}
     tokenizer, chunks = pipeline.encoder.tokenizer, pipeline.encoder.chunks(prompt)
     found: dict[str, tuple[int, ...]] = {}
     at = 1  # behind the begin

@@ -33,7 +33,8 @@ class Refused(Exception):
         self, status: int, message: str, *, code: str | None = None, param: str | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.param = status, code, param
+        self.status, self.param = status, param
+        self.code = code or ("invalid_value" if status == 400 else None)
 
 
 def service_of(request: Request) -> Service:
@@ -124,6 +125,17 @@ def _first(errors: Any) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         return "the body is not valid JSON", None
     return f"{'.'.join(where) or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}", name
+
+
+async def fields_of(request: Request) -> dict[str, Any]:
+    """The body as a JSON object."""
+    try:
+        fields = await request.json()
+    except ValueError as error:
+        raise Refused(400, "the body is not valid JSON", code="invalid_json") from error
+    if not isinstance(fields, dict):
+        raise Refused(400, "the body is not a JSON object", code="invalid_json")
+    return fields
 
 
 async def events(service: Service, job: str, looks: Looks = never) -> AsyncIterator[dict[str, Any]]:

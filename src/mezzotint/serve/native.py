@@ -27,7 +27,7 @@ from ..request import Request as Drawing
 from ..tasks import TASKS
 from ..tasks.problem import levels
 from .explain import forward, reverse, spelled
-from .http import Asking, Refused, Serving, base64_of, events, line
+from .http import Asking, Refused, Serving, base64_of, events, fields_of, line
 from .keys import Caller
 from .service import Service
 from .store import ENDED, Job, Made
@@ -45,11 +45,11 @@ class JobRequest(Drawing):
     deadline: Annotated[float | None, Field(gt=0, le=86400, description="seconds that it may take")] = None
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
+def body_of(model: type[BaseModel], kind: str = "application/json") -> dict[str, Any]:
     """The OpenAPI document's word on a body that is not read by FastAPI, which would read pictures as paths."""
     return {
         "requestBody": {
-            "content": {"application/json": {"schema": model.model_json_schema()}},
+            "content": {kind: {"schema": model.model_json_schema()}},
             "required": True,
         }
     }
@@ -322,17 +322,6 @@ async def reverse_process(request: Request, service: Serving, caller: Asking) ->
             }
 
     return await run_in_threadpool(made)
-
-
-async def fields_of(request: Request) -> dict[str, Any]:
-    """The body as a JSON object."""
-    try:
-        fields = await request.json()
-    except ValueError as error:
-        raise Refused(400, "the body is not valid JSON", code="invalid_json") from error
-    if not isinstance(fields, dict):
-        raise Refused(400, "the body is not a JSON object", code="invalid_json")
-    return fields
 
 
 async def upload(request: Request, service: Service) -> bytes:

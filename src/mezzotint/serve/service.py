@@ -183,6 +183,7 @@ class Service:
         api: str = "native",
         deadline: float | None = None,
         request_id: str = "",
+        user: str | None = None,
     ) -> Job:
         """Accept a job. When this returns, it is on disk and will end.
 
@@ -220,6 +221,7 @@ class Service:
             job=job.id,
             api=api,
             recipe=recipe_hash(job),
+            user=user,
         )
         return job
 

@@ -77,7 +77,7 @@ function knob(name, value) {
     type: number ? "number" : "text", value: value ?? "", min: schema.minimum?.toString(),
     max: (name === "num_images" ? info.limits.images : schema.maximum)?.toString(),
     step: schema.type === "integer" ? "1" : "any",
-    placeholder: name === "seed" ? "a new one each time" : usual === null || usual === undefined ? "" : String(usual),
+    placeholder: name === "seed" ? "random" : usual === null || usual === undefined ? "" : String(usual),
   });
   return field(name, label, control, help, name === "negative_prompt" || (!number && schema.type === "string"));
 }

@@ -1,0 +1,117 @@
+"""AUTOMATIC1111's API, by a client that was written for that program."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from mezzotint import Pipeline
+from mezzotint.formats.recipe import parse_infotext
+
+
+@pytest.fixture
+def api(shared):
+    return webuiapi.WebUIApi(host="127.0.0.1", port=shared.port, sampler="Euler a", steps=6)
+
+
+def test_txt2img(api, model):
+    told = api.txt2img(
+        prompt="a red apple", negative_prompt="cats", seed=4, batch_size=2, n_iter=2, width=16, height=16, cfg_scale=5,
+        scheduler="Karras",
+    )  # fmt: skip
+    assert len(told.images) == 4
+    assert told.info["all_seeds"] == [4, 5, 6, 7]
+    assert told.info["sampler_name"] == "Euler a"
+    recipe = parse_infotext(told.info["infotexts"][1])
+    assert (recipe["seed"], recipe["sampler"], recipe["grid"]) == (5, "euler_ancestral", "karras")
+    alone = Pipeline.load(model, device="cpu")(
+        "a red apple", negative_prompt="cats", seed=5, sampler="euler_ancestral", grid="karras",
+        num_inference_steps=6, guidance_scale=5.0,
+    )[0]  # fmt: skip
+    assert np.array_equal(np.asarray(told.images[1]), np.asarray(alone))
+
+
+def test_img2img(api, model):
+    given = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    told = api.img2img(
+        images=[given],
+        prompt="cats",
+        seed=3,
+        width=16,
+        height=16,
+        denoising_strength=0.5,
+        sampler_name="DPM++ 2M",
+    )
+    alone = Pipeline.load(model, device="cpu").img2img(
+        given, "cats", seed=3, strength=0.5, sampler="dpmpp_2m", num_inference_steps=6, guidance_scale=7.0
+    )[0]
+    assert np.array_equal(np.asarray(told.image), np.asarray(alone))
+
+
+def test_lists(api):
+    assert {"Euler a", "DPM++ 2M", "DDIM"} <= {sampler["name"] for sampler in api.get_samplers()}
+    assert {"Automatic", "Karras"} <= {scheduler["label"] for scheduler in api.get_schedulers()}
+    title = api.get_sd_models()[0]["title"]
+    assert title.startswith("tiny [")
+    api.set_options({"sd_model_checkpoint": title})
+    assert api.util_get_current_model() == "tiny"
+    assert api.util_get_model_names() == [title]
+    assert (api.get_loras(), api.get_embeddings()["loaded"]) == ([], {})
+    assert api.get_memory()["ram"]["used"] > 0
+
+
+def test_png_info_and_upscaling(api, shared):
+    told = api.txt2img(prompt="two green cats", seed=9, width=16, height=16)
+    assert "two green cats" in api.png_info(told.image).info
+    assert api.png_info(Image.new("RGB", (8, 8))).info == ""
+    assert api.extra_single_image(told.image, upscaler_1="Lanczos", upscaling_resize=3).image.size == (48, 48)
+
+
+def test_progress_and_interrupt(api):
+    answers = []
+    drawing = threading.Thread(
+        target=lambda: answers.append(api.txt2img(prompt="cats", steps=200, n_iter=4, width=16, height=16))
+    )
+    drawing.start()
+    until = time.monotonic() + 10
+    while (told := api.get_progress())["progress"] == 0:
+        assert time.monotonic() < until
+    assert 0 < told["progress"] < 1
+    assert told["state"]["sampling_steps"] == 200
+    api.interrupt()
+    drawing.join(10)
+    assert not drawing.is_alive()
+    assert len(answers[0].images) < 4
+    assert api.get_progress()["progress"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"restore_faces": True}, "restore_faces is True"),
+        ({"enable_hr": True}, "enable_hr is True"),
+        ({"subseed_strength": 0.3}, "subseed_strength is 0.3"),
+        ({"alwayson_scripts": {"ControlNet": {"args": [1]}}}, "alwayson_scripts"),
+        ({"sampler_name": "Euler b"}, "unknown sampler 'Euler b'; did you mean 'Euler"),
+        ({"width": 17}, "not a multiple"),
+        ({"no_such_field": 1}, "unknown field 'no_such_field'"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "override_settings"),
+        ({"override_settings": {"sd_model_checkpoint": "/etc/passwd"}}, "unknown model"),
+        ({"steps": "many"}, "num_inference_steps"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(shared, fields, says):
+    body = {"prompt": "cats", "width": 16, "height": 16, "steps": 3} | fields
+    answer = shared.client.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 400
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("picture", ["/etc/passwd", "http://127.0.0.1/a.png", "file:///etc/passwd"])
+def test_a_path_is_never_opened(shared, picture):
+    answer = shared.client.post("/sdapi/v1/img2img", json={"init_images": [picture], "prompt": "cats"})
+    assert answer.status_code == 400
+    assert "base64" in answer.json()["detail"]
