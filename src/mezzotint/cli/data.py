@@ -40,3 +40,24 @@ def emoji(
         pass
     show.note(f"{len(found)} named pictures of {found.source}; {found.unnamed} without a name were left out")
     show.result(str(out), event="data", path=str(out), pictures=len(found), unnamed=found.unnamed)
+
+
+@data.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A folder of pictures.")],
+    layout: Annotated[str, typer.Option(help="auto, metadata, coco, sidecar, classes or plain.")] = "auto",
+    resolution: Annotated[int, typer.Option(help="Side in pixels that training asks for.")] = 64,
+    held_out: Annotated[float, typer.Option(help="Share that training would hold out.")] = 0.02,
+    as_json: Json = False,
+) -> None:
+    """Look for what would spoil training: damaged, tiny, copied, uncaptioned pictures; status 1 if it is severe."""
+    from ..data.doctor import check_folder, examine, report
+    from ..data.split import split
+
+    show = Show(as_json)
+    records, found = check_folder(path, layout)
+    looks = list(show.each(examine(records, resolution=resolution), len(records), "looking", unit="pictures"))
+    told = report(records, looks, split(records, held_out).held_out, layout=found, captions=found != "plain")
+    show.result(told.text(), event="check", path=str(path), **told.to_dict())
+    if told.severe:
+        raise typer.Exit(1)

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..catalog import CARD
 from ..codec import Latents
 from ..data.folder import Record
 from ..diffusion.denoiser import Denoiser
@@ -29,6 +28,7 @@ from ..diffusion.noise import INITIAL, batch_noise, generator
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
 from ..formats.atomic import new_file
+from ..formats.folder import CARD
 from .card import model_card
 from .config import TrainConfig
 from .loop import Loss

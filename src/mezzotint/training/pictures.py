@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..data.folder import Record
 from ..data.sources import read_records
+from ..data.split import split
 from ..data.views import Seen, Size, View, bucket_table, buckets, cut_off, nearest, seen
 from ..diffusion.noise import generator
 from ..errors import MezzotintError, UsageError
@@ -40,14 +41,6 @@ class Row(NamedTuple):
     view: int  # which of its windows and mirrors
     caption: str  # "" if it is not told
     label: str | None  # its class, None if it is not told
-
-
-@dataclass(frozen=True)
-class Split:
-    """What is trained on and what is not."""
-
-    train: tuple[int, ...]
-    held_out: tuple[int, ...]
 
 
 class Pictures:
@@ -162,28 +155,8 @@ class Pictures:
         return [among[i * len(among) // count] for i in range(count)]
 
 
-def split(records: Sequence[Record], share: float) -> Split:
-    """Held out is what the hash of the file's name says: the same pictures, whatever else is in the folder.
-
-    Of a set of which it would be all or nothing although `share` is not 0, nothing is held out.
-    """
-    out = [
-        int(hashlib.sha256(r.name.rpartition("/")[2].encode() + _parent(r)).hexdigest()[:8], 16)
-        for r in records
-    ]
-    held = tuple(i for i, number in enumerate(out) if number < share * 16**8)
-    if len(held) == len(records):
-        held = ()
-    kept = set(held)
-    return Split(tuple(i for i in range(len(records)) if i not in kept), held)
-
-
 def _captioned(record: Record, caption: str) -> Record:
     return replace(record, captions=(caption,)) if caption and not record.captions else record
-
-
-def _parent(record: Record) -> bytes:
-    return record.path.parent.name.encode()
 
 
 def picture_size(record: Record) -> Size:
