@@ -11,7 +11,7 @@ LAYERS = [  # a module may import from its own row and from rows above it
     {"diffusion"},
     {"nets"},
     {"formats", "models"},
-    {"catalog", "codec", "labels", "prompt", "text", "request", "inputs", "exact"},
+    {"catalog", "codec", "labels", "prompt", "text", "request", "inputs", "exact", "precision"},
     {"pipeline", "tasks", "film"},
     {"data"},
     {"training", "families", "metrics"},

@@ -49,11 +49,12 @@ class Latents:
 
     def encode(self, image: Tensor) -> Tensor:
         """The mean of q(z|x), so that the same picture has the same latents."""
-        mean, _ = self.vae.encode(image)
-        return (mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        mean, _ = self.vae.encode(image.to(self.vae.dtype))
+        return (mean.to(image.dtype) - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0))
+        unscaled = z / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return self.vae.decode(unscaled.to(self.vae.dtype)).to(z.dtype)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from .formats.scheduler import Plan
 from .labels import LabelEncoder
 from .nets.blocks import channels_last
 from .nets.layers import frozen
+from .precision import chosen, name_of
 from .prompt import Script
 from .request import Request, Settled
 from .tasks import TASKS
@@ -95,6 +96,7 @@ class Pipeline:
     configs: Configs | NativeConfigs
     defaults: Defaults
     device: torch.device
+    precision: str = "float32"  # what the nets compute in
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
 
     @classmethod
@@ -103,6 +105,7 @@ class Pipeline:
         model: str | Path = "emoji",
         *,
         device: str = "auto",
+        precision: str = "auto",
         variant: str | None = None,
         prediction: str | None = None,
         download: bool = False,
@@ -110,18 +113,25 @@ class Pipeline:
     ) -> Pipeline:
         """Open a model: an embedded one by name, a diffusers folder or a single file by path, one in the Hub's cache.
 
-        `device`: a torch device, or "auto" for the accelerator if there is one. `variant` ("fp16") picks among a
-        folder's weights, `prediction` outranks what a single file says. Nothing is fetched unless `download` allows
-        it. Raises UsageError for an unknown model, MezzotintError naming the file for one that is incomplete,
-        damaged, or of a kind that is not known.
+        `device`: a torch device, or "auto" for the accelerator if there is one. `precision`: float32, bfloat16 or
+        float16, or "auto": float32 for small models, for large ones what the device does fast. `variant` ("fp16")
+        picks among a folder's weights, `prediction` outranks what a single file says. Nothing is fetched unless
+        `download` allows it. Raises UsageError for an unknown model or precision, MezzotintError naming the file for
+        one that is incomplete, damaged, or of a kind that is not known.
         """
         folder = find_model(model, download=download, revision=revision)
         where = _device(device)
         if is_native(folder):
-            return cls._native(folder, where)
-        checkpoint = assemble(read_parts(folder, variant=variant, prediction=prediction), device=where)
+            return cls._native(folder, where, precision)
+        parts = read_parts(folder, variant=variant, prediction=prediction)
+        parameters = sum(tensor.numel() for tensor in parts.tensors["unet"].values())
+        dtype = chosen(precision, where, parameters)
+        checkpoint = assemble(parts, dtype=dtype, device=where)
+        del parts  # and with it the pages of its files
         configs = checkpoint.configs
         unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
+        if dtype == torch.float16 and vae.config.force_upcast:  # it overflows
+            vae = vae.float()
         return cls(
             name=model_name(folder),
             folder=folder,
@@ -137,14 +147,16 @@ class Pipeline:
             plan=checkpoint.plan,
             defaults=read_defaults(folder, unet.config, vae.config, checkpoint.plan),
             device=where,
+            precision=name_of(dtype),
         )
 
     @classmethod
-    def _native(cls, folder: Path, device: torch.device) -> Pipeline:
+    def _native(cls, folder: Path, device: torch.device, precision: str) -> Pipeline:
         """A model that the layout of Stable Diffusion has no words for."""
         model = read_native(folder, device=device)
-        unet = frozen(channels_last(model.unet))
-        codec = Latents(frozen(channels_last(model.vae))) if model.vae is not None else Pixels()
+        dtype = chosen(precision, device, sum(weight.numel() for weight in model.unet.parameters()))
+        unet = frozen(channels_last(model.unet.to(dtype)))
+        codec = Latents(frozen(channels_last(model.vae.to(dtype)))) if model.vae is not None else Pixels()
         encoder: Encoder = LabelEncoder(model.classes, device)
         if model.text_encoder is not None and model.tokenizer is not None:
             encoder = TextEncoder([(model.text_encoder, model.tokenizer)], device)
@@ -158,6 +170,7 @@ class Pipeline:
             plan=model.plan,
             defaults=read_defaults(folder, model.unet.config, codec, model.plan),
             device=device,
+            precision=name_of(dtype),
         )
 
     @cached_property
@@ -167,8 +180,8 @@ class Pipeline:
 
     @property
     def exact(self) -> bool:
-        """Whether a batch is held to the last bit: on processors."""
-        return self.device.type == "cpu"
+        """Whether a batch is held to the last bit: on processors, in float32."""
+        return self.device.type == "cpu" and self.precision == "float32"
 
     def __call__(self, prompt: str, **fields: Any) -> list[Image.Image]:
         """The pictures of a prompt; `fields` are those of `Request`. Raises as `generate` does."""
@@ -310,6 +323,7 @@ class Pipeline:
             "version": f"mezzotint {__version__}",
             "torch": torch.__version__,
             "device": self.device.type,
+            "precision": self.precision,
         }
 
     def shape(self, request: Settled) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from .options import (
     Force,
     Json,
     Model,
+    Precision,
     Size,
     Variant,
     free,
@@ -111,6 +112,7 @@ def draw(
         ),
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     variant: Variant = None,
     download: Download = False,
     force: Force = False,
@@ -135,7 +137,7 @@ def draw(
     from ..pipeline import Pipeline, Progress
 
     begun = time.perf_counter()
-    pipeline = Pipeline.load(model, device=device, variant=variant, download=download)
+    pipeline = Pipeline.load(model, device=device, precision=precision, variant=variant, download=download)
     settled = [pipeline.settle(request) for request in requests]
     made: list[Picture] = []
     reel: list[Any] = []

@@ -32,6 +32,13 @@ Variant = Annotated[
     str | None, typer.Option("--variant", help="Which of a folder's weights: for instance fp16.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="float32, bfloat16 or float16; auto: float32 for small models, for large ones what the device does fast.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 Size = Annotated[

@@ -52,7 +52,9 @@ def replay(
             f"{picture} was resized after it was made: {there.size} instead of {again.image.size}"
         )
     apart = abs(np.asarray(again.image).astype(int) - np.asarray(there.convert("RGB")).astype(int))
-    differs = {key: (recipe.get(key), again.recipe[key]) for key in ("version", "torch", "device")}
+    differs = {
+        key: (recipe.get(key), again.recipe[key]) for key in ("version", "torch", "device", "precision")
+    }
     known = ", ".join(f"{key} {a} then, {b} now" for key, (a, b) in differs.items() if a != b)
     if apart.any():
         show.event(event="replay", path=str(picture), identical=False, largest_difference=int(apart.max()))
@@ -71,7 +73,9 @@ def _same_model(picture: Path, recipe: dict[str, Any], model: str | None, device
 
     known = f"{picture} was made with the model '{recipe['model']}' ({str(recipe['model_hash'])[:10]})"
     try:
-        pipeline = Pipeline.load(model or str(recipe["model"]), device=device)
+        pipeline = Pipeline.load(
+            model or str(recipe["model"]), device=device, precision=str(recipe.get("precision", "auto"))
+        )
     except UsageError as error:
         if model is not None:
             raise

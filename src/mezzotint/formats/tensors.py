@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import MezzotintError
 from .atomic import new_file, read_json
+from .mapped import letting_go
 from .pickled import read_pickled
 
 M = TypeVar("M", bound=nn.Module)
@@ -190,9 +191,12 @@ def load(
     type that weights cannot have; the net is as it was then.
     """
     check(net.state_dict(), tensors, where=where)
-    net.load_state_dict(
-        {name: _placed(tensor, dtype, device) for name, tensor in tensors.items()}, assign=True
-    )
+    let_go, weights = letting_go(), {}
+    for name, tensor in tensors.items():
+        weights[name] = _placed(tensor, dtype, device)
+        if weights[name].data_ptr() != tensor.data_ptr():
+            let_go(tensor)
+    net.load_state_dict(weights, assign=True)
 
 
 def check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, where: str) -> None:
@@ -244,8 +248,12 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """As wanted, and aligned: or else a product's last bit depends on where in the file its weight stood."""
-    placed = tensor.to(device=device, dtype=dtype)
+    """As wanted, filters in the order in which they run fastest, and aligned.
+
+    Or else a product's last bit depends on where in the file its weight stood.
+    """
+    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    placed = tensor.to(device=device, dtype=dtype, memory_format=layout)
     return placed.clone() if placed.data_ptr() % _ALIGNMENT and placed.device.type == "cpu" else placed
 
 

@@ -324,14 +324,18 @@ class UNet(nn.Module):
 
         `cond.mask` [B, L] hides text states, `cond.concat` [B, C', H, W] joins z, `cond.pooled` is what
         `text_time` makes. `control` stands in for every `blocks.attend`: `partial(unet, control=...)` is a net
-        whose attention is seen or changed. Raises `UsageError` for a field that is missing or of no use to this net.
+        whose attention is seen or changed. It computes and answers in the type of its weights. Raises `UsageError`
+        for a field that is missing or of no use to this net.
         """
         self._check(z, cond)
+        dtype = self.conv_in.weight.dtype
+        cond = cond.map(lambda field: field.to(dtype) if field.is_floating_point() else field)
+        z = z.to(dtype)
         if cond.concat is not None:
             z = torch.cat([z, cond.concat], dim=1)
         mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
         context = Context(cond.text, mask, control)
-        time = self._time(t.expand(len(z)), cond, z.dtype)  # [B, time_dim]
+        time = self._time(t.expand(len(z)), cond, dtype)  # [B, time_dim]
 
         x = self.conv_in(z)
         skips = [x]

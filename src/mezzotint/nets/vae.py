@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, unknown
@@ -201,6 +202,11 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
         self.post_quant_conv = Conv2d(c, c, 1) if config.use_post_quant_conv else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of what it takes."""
+        return self.decoder.conv_in.weight.dtype
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures [B, 3, H, W] in [-1, 1] -> (mean, logvar), both [B, C, H / factor, W / factor].
