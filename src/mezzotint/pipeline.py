@@ -25,6 +25,7 @@ from .catalog import Defaults, content_hash, find_model, model_name, read_defaul
 from .codec import Codec, Latents, Pixels
 from .diffusion.denoiser import Denoiser
 from .diffusion.grids import GRIDS
+from .diffusion.noise import Draws, batch_noise
 from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Step
 from .errors import MezzotintError, UsageError, unknown
@@ -98,6 +99,7 @@ class Pipeline:
     device: torch.device
     precision: str = "float32"  # what the nets compute in
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
+    draws: Draws = field(default=batch_noise, repr=False)  # seeds of pictures -> their noise
 
     @classmethod
     def load(

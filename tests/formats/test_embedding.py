@@ -1,11 +1,11 @@
 """Textual inversion files: what diffusers makes of ours and of the same file, A1111's forms, and what is wrong."""
 
-import kinds
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+import kinds
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.embedding import Embedding, read_embedding, write_embedding
 from mezzotint.formats.folder import read_folder

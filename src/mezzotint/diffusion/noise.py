@@ -8,13 +8,14 @@ which is why a resumed run needs no saved generator.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .types import Noise
 
+Draws = Callable[[Sequence[int], Sequence[int], torch.device | str], Noise]  # (seeds, shape, device) -> noise
 INITIAL = -1  # the step index under which an image's first noise is drawn
 
 

@@ -45,6 +45,10 @@ STEMS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+CORRECTED = {
+    "steps_offset": 1,
+    "clip_sample": False,
+}  # by diffusers' pipelines, whatever a file says; not SDXL's
 CARD = "mezzotint.json"  # what we say of a model beyond the format
 REST = "single_file_rest.safetensors"  # what a converted single file held and no component uses
 
@@ -195,8 +199,8 @@ def _config(file: Path, parse: Callable[[dict[str, Any]], T]) -> T:
 
 
 def _plan(raw: Mapping[str, Any]) -> Plan:
-    """The plan of a Stable Diffusion pipeline: diffusers' corrects these two keys (SDXL's corrects none)."""
-    return from_config(dict(raw) | {"steps_offset": 1, "clip_sample": False})
+    """The plan of a Stable Diffusion pipeline."""
+    return from_config(dict(raw) | CORRECTED)
 
 
 def _written_index(configs: Configs, scheduler: Mapping[str, Any]) -> dict[str, Any]:

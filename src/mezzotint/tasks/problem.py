@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..diffusion.grids import sigma_grid
 from ..diffusion.guidance import cfg, interval, saying, staged
-from ..diffusion.noise import INITIAL, batch_noise
+from ..diffusion.noise import INITIAL
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond, Denoise, Noise, Sampler, Step
 from ..errors import UsageError
@@ -90,7 +90,7 @@ def levels(pipeline: Pipeline, request: Settled, strength: float = 1.0) -> Tenso
 def fresh_noise(pipeline: Pipeline, request: Settled) -> Noise:
     """Step -> standard normal noise [B, C, h, w]; row i is that of seed + i."""
     seeds = [request.seed + i for i in range(request.num_images)]
-    return batch_noise(seeds, pipeline.shape(request), pipeline.device)
+    return pipeline.draws(seeds, pipeline.shape(request), pipeline.device)
 
 
 def pure_noise(noise: Noise, sigma: float) -> Tensor:

@@ -1,0 +1,440 @@
+"""The interface of diffusers' Stable Diffusion pipelines, over `Pipeline`.
+
+    from mezzotint.compat.diffusers import StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained("path/to/stable-diffusion-v1-5", torch_dtype=torch.float16)
+    image = pipe("an astronaut riding a horse", num_inference_steps=50, guidance_scale=7.5).images[0]
+
+What is read here is turned into a request: `scheduler_config.json` gives sampler and noise levels, a
+`torch.Generator` the noise that diffusers would draw from it, so that a deterministic scheduler makes the same picture.
+Brackets in prompts are brackets. What has no meaning here is refused, with what to do; what only saves memory is taken
+and has no effect. Nothing is downloaded unless `local_files_only=False` allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..catalog import find_model
+from ..codec import Codec, Latents
+from ..diffusion.noise import INITIAL
+from ..diffusion.types import Noise
+from ..errors import UsageError, unknown
+from ..formats.atomic import read_json
+from ..formats.folder import CORRECTED
+from ..formats.opened import configs_at
+from ..formats.scheduler import NAMES, Plan, from_config, to_config
+from ..pipeline import Picture, Pipeline
+from ..prompt import escape
+from ..request import Request
+
+NO_EFFECT = (  # memory is not spent on these here, or nobody looks
+    "enable_attention_slicing",
+    "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
+    "enable_vae_slicing",
+    "enable_vae_tiling",
+    "enable_xformers_memory_efficient_attention",
+    "set_progress_bar_config",
+)
+PRECISIONS = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    None: "auto",
+    "auto": "auto",
+}
+IGNORED = (
+    "safety_checker",
+    "feature_extractor",
+    "requires_safety_checker",
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "config",
+)
+
+
+@dataclass(frozen=True)
+class StableDiffusionPipelineOutput:
+    """The pictures of a call; nothing looks for what is not safe to show."""
+
+    images: Any  # list of Pillow images, or [B, H, W, 3] in [0, 1] as numpy, or [B, 3, H, W] as a tensor
+    nsfw_content_detected: None = None
+
+
+class Scheduler:
+    """What `pipe.scheduler` is: the configuration of one of diffusers' schedulers, which samples here as a plan."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        self.plan = from_config(self.config)
+
+
+@dataclass(frozen=True)
+class SchedulerClass:
+    """A scheduler of diffusers by its name: `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`."""
+
+    name: str
+
+    def __call__(self, **config: Any) -> Scheduler:
+        return Scheduler(config | {"_class_name": self.name})
+
+    def from_config(self, config: Mapping[str, Any], **changes: Any) -> Scheduler:
+        """This class with another one's configuration. Raises UsageError for what it cannot be."""
+        needed = {"skip_prk_steps": True} if self.name == "PNDMScheduler" else {}
+        return self(**(needed | dict(config) | changes | {"_class_name": self.name}))
+
+
+def __getattr__(name: str) -> SchedulerClass:
+    if name not in NAMES:
+        raise AttributeError(f"mezzotint.compat.diffusers has no '{name}'")
+    return SchedulerClass(name)
+
+
+class StableDiffusionPipeline:
+    """Text to image."""
+
+    task: ClassVar[str] = "text2img"
+    guidance: ClassVar[float] = 7.5  # diffusers' default for this class
+
+    def __init__(self, path: Path, precision: str, variant: str | None) -> None:
+        """See `from_pretrained`; the weights are read when they are first needed, after a `.to`."""
+        self._path, self._precision, self._variant = path, precision, variant
+        self._device = torch.device("cpu")
+        self.scheduler: Any = Scheduler(_scheduler_config(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        revision: str = "main",
+        local_files_only: bool = True,
+        scheduler: Any = None,
+        **others: Any,
+    ) -> StableDiffusionPipeline:
+        """A model by path, or by its name in the Hugging Face cache. Raises UsageError for what is not understood.
+
+        `torch_dtype` None is what the device does fast; another choice is obeyed, with a warning where it is slow.
+        """
+        for name in others:
+            if name not in IGNORED:
+                raise unknown(
+                    "argument", name, ("torch_dtype", "variant", "revision", "local_files_only", *IGNORED)
+                )
+        path = find_model(pretrained_model_name_or_path, download=not local_files_only, revision=revision)
+        made = cls(path, _precision(torch_dtype), variant)
+        if scheduler is not None:
+            made.scheduler = scheduler
+        return made
+
+    from_single_file = from_pretrained
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def to(
+        self, *where: Any, device: Any = None, dtype: torch.dtype | None = None
+    ) -> StableDiffusionPipeline:
+        """Draw on that device, or in that precision, from now on. Raises UsageError if there is no such device."""
+        for each in (*where, device, dtype):
+            if isinstance(each, torch.dtype):
+                self._precision = _precision(each)
+            elif each is not None:
+                self._device = _device(each)
+        self.__dict__.pop("_loaded", None)
+        return self
+
+    @cached_property
+    def _loaded(self) -> Pipeline:
+        return Pipeline.load(
+            self._path, device=str(self._device), precision=self._precision, variant=self._variant
+        )
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline beneath, sampling as `scheduler` says."""
+        plan = _plan(self.scheduler)
+        own = self._loaded
+        if plan == own.plan:
+            return own
+        defaults = replace(own.defaults, sampler=plan.sampler, grid=plan.grid)
+        denoiser = replace(own.denoiser, process=plan.process, prediction=plan.prediction)
+        return replace(own, plan=plan, defaults=defaults, denoiser=denoiser)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in NO_EFFECT:
+            raise AttributeError(
+                f"'{type(self).__name__}' has no '{name}'; see mezzotint.Pipeline for what there is"
+            )
+        return lambda *_, **__: None
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        guidance_rescale: float = 0.0,
+        **others: Any,
+    ) -> Any:
+        """The pictures of each prompt, `num_images_per_prompt` of it one after the other. Raises as `Pipeline` does."""
+        pipeline = self.pipeline
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = _each(negative_prompt, len(prompts))
+        scale = self.guidance if guidance_scale is None else guidance_scale
+        fields: dict[str, Any] = {
+            "task": self.task,
+            "num_images": num_images_per_prompt,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": max(scale, 1.0),  # below 1 guidance is off there
+            "guidance_rescale": guidance_rescale,
+            "height": height,
+            "width": width,
+        }
+        if pipeline.plan.sampler == "ddim":  # of others, diffusers does not take it
+            fields["eta"] = eta
+        fields |= self._fields(fields, others)
+        rows = len(prompts) * num_images_per_prompt
+        pipeline = self._drawing(pipeline, generator, latents, rows, fields)
+        images = []
+        for i, (text, negative) in enumerate(zip(prompts, negatives, strict=True)):
+            # an empty negative prompt that was given is one to encode, not zeros: a blank says so
+            asked = {
+                "prompt": escape(text),
+                "negative_prompt": "" if negative is None else escape(negative) or " ",
+            }
+            request = Request.parse(fields | asked | {"seed": i * num_images_per_prompt})
+            images += [event.image for event in pipeline.generate(request) if isinstance(event, Picture)]
+        shown = _shown(images, output_type)
+        return StableDiffusionPipelineOutput(shown) if return_dict else (shown, None)
+
+    def _fields(self, fields: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        """What a subclass takes beyond; raises UsageError for an argument that nobody takes."""
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise UsageError(
+                f"{type(self).__name__} takes no {given[0]} here; mezzotint.Pipeline has its own ways: steps come from "
+                "an iterator, LoRA and words from the prompt"
+            )
+        return {}
+
+    def _drawing(
+        self, pipeline: Pipeline, generator: Any, latents: Tensor | None, rows: int, fields: Mapping[str, Any]
+    ) -> Pipeline:
+        """The pipeline with the noise that diffusers would draw: of `generator`, its first part `latents` if given."""
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        if len(generators) not in (1, rows):
+            raise UsageError(f"{len(generators)} generators for {rows} pictures; give one, or one for each")
+        one = [each if each is not None else _fresh() for each in generators]
+        drawn: dict[int, Tensor] = {} if latents is None else {INITIAL: latents.float().cpu()}
+        order: list[int] = list(drawn)
+
+        def draws(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+            def noise(step: int) -> Tensor:
+                while (
+                    step not in drawn
+                ):  # a generator gives its numbers in order: first the start, then step by step
+                    upcoming = INITIAL if not order else order[-1] + 1
+                    drawn[upcoming] = _randn((rows, *shape), one)
+                    order.append(upcoming)
+                return drawn[step][list(seeds)].to(device)
+
+            return noise
+
+        return replace(pipeline, draws=draws, codec=self._codec(pipeline, one[0], fields))
+
+    def _codec(self, pipeline: Pipeline, generator: torch.Generator, fields: Mapping[str, Any]) -> Codec:
+        """The codec for pictures that are given."""
+        return pipeline.codec
+
+
+class StableDiffusionXLPipeline(StableDiffusionPipeline):
+    """Text to image, with the sizes that SDXL is told."""
+
+    guidance = 5.0
+
+    def _fields(self, fields: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        top, left = others.pop("crops_coords_top_left", None) or (0, 0)
+        sizes = {"crop_top": top, "crop_left": left}
+        if original := others.pop("original_size", None):
+            sizes |= {"original_height": original[0], "original_width": original[1]}
+        return super()._fields(fields, others) | sizes
+
+
+class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
+    """Image to image."""
+
+    task = "img2img"
+    strength: ClassVar[float] = 0.8
+
+    def _fields(self, fields: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        image, strength = others.pop("image", None), others.pop("strength", None)
+        strength = self.strength if strength is None else strength
+        if not isinstance(image, Image.Image):
+            raise UsageError(f"{type(self).__name__} needs image, a Pillow image")
+        steps = int(fields["num_inference_steps"])
+        taken = min(int(steps * strength), steps)
+        if taken < 1:
+            raise UsageError(
+                f"strength {strength:g} of {steps} steps leaves none to take; ask for more of either"
+            )
+        size = {"width": image.width - image.width % 8, "height": image.height - image.height % 8}
+        more = {"image": image, "strength": taken / steps, "num_inference_steps": taken} | size
+        return super()._fields(fields, others) | more
+
+    def _codec(self, pipeline: Pipeline, generator: torch.Generator, fields: Mapping[str, Any]) -> Codec:
+        codec = pipeline.codec
+        return DrawnLatents(codec.vae, generator) if isinstance(codec, Latents) else codec
+
+
+class StableDiffusionInpaintPipeline(StableDiffusionImg2ImgPipeline):
+    """Inpainting, by a checkpoint of 9 channels as diffusers does it, by another in our own way."""
+
+    task, strength = "inpaint", 1.0
+
+    def _fields(self, fields: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        mask = others.pop("mask_image", None)
+        if not isinstance(mask, Image.Image):
+            raise UsageError(
+                f"{type(self).__name__} needs mask_image, a Pillow image, white where it is drawn anew"
+            )
+        more = super()._fields(fields, others)
+        return more | {
+            "mask": mask.convert("L"),
+            "width": fields["width"] or more["width"],
+            "height": fields["height"] or more["height"],
+        }
+
+    def _codec(self, pipeline: Pipeline, generator: torch.Generator, fields: Mapping[str, Any]) -> Codec:
+        codec = super()._codec(pipeline, generator, fields)
+        if (
+            isinstance(codec, DrawnLatents)
+            and fields["strength"] == 1
+            and pipeline.configs.unet.in_channels != 4
+        ):
+            return replace(codec, drawn=chain([False], repeat(True)))  # then the picture itself is not needed
+        return codec
+
+
+class StableDiffusionXLInpaintPipeline(StableDiffusionInpaintPipeline, StableDiffusionXLPipeline):
+    """Inpainting with SDXL."""
+
+    guidance, strength = 7.5, 0.9999
+
+
+class StableDiffusionXLImg2ImgPipeline(StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline):
+    """Image to image with SDXL or its refiner."""
+
+    guidance, strength = 5.0, 0.3
+
+    def _fields(self, fields: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        scores = {
+            name: others.pop(name)
+            for name in ("aesthetic_score", "negative_aesthetic_score")
+            if name in others
+        }
+        return super()._fields(fields, others) | scores
+
+
+@dataclass(frozen=True)
+class DrawnLatents(Latents):
+    """diffusers draws a picture's latents from q(z|x) where ours are its mean."""
+
+    generator: torch.Generator
+    drawn: Iterator[bool] = field(
+        default_factory=lambda: repeat(True), compare=False
+    )  # whether the next one is
+
+    def encode(self, image: Tensor) -> Tensor:
+        mean, logvar = self.vae.encode(image.to(self.vae.dtype))
+        z = mean
+        if next(self.drawn):
+            z = mean + (logvar / 2).exp() * _randn(mean.shape, [self.generator]).to(mean)
+        return ((z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).to(image.dtype)
+
+
+def _each(text: str | Sequence[str] | None, prompts: int) -> list[str | None]:
+    """One negative prompt for each prompt."""
+    texts: list[str | None] = [text] * prompts if text is None or isinstance(text, str) else list(text)
+    if len(texts) != prompts:
+        raise UsageError(f"{len(texts)} negative prompts for {prompts} prompts; give one, or one for each")
+    return texts
+
+
+def _randn(shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+    """Normal numbers, drawn in float32 where the generators live: row by row from many, at once from one."""
+    if len(generators) == 1:
+        return torch.randn(*shape, generator=generators[0], device=generators[0].device).cpu()
+    return torch.stack(
+        [torch.randn(*shape[1:], generator=each, device=each.device).cpu() for each in generators]
+    )
+
+
+def _fresh() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def _precision(dtype: torch.dtype | str | None) -> str:
+    if dtype not in PRECISIONS:
+        raise UsageError(f"torch_dtype {dtype} is none of float32, float16, bfloat16")
+    return PRECISIONS[dtype]
+
+
+def _device(name: Any) -> torch.device:
+    device = torch.device(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{name}' is not to be had here; stay on cpu") from error
+    return device
+
+
+def _scheduler_config(path: Path) -> dict[str, Any]:
+    """A folder's own, silent where that is: another class made from it has its own defaults there."""
+    configs, file = configs_at(path), path / "scheduler" / "scheduler_config.json"
+    if path.is_file():
+        return to_config(configs.plan)
+    return read_json(file) | ({} if configs.sized else CORRECTED)
+
+
+def _plan(scheduler: Any) -> Plan:
+    """What a scheduler of ours, or of diffusers, says."""
+    if isinstance(scheduler, Scheduler):
+        return scheduler.plan
+    config = dict(getattr(scheduler, "config", {}))
+    return from_config(config | {"_class_name": config.get("_class_name", type(scheduler).__name__)})
+
+
+def _shown(images: list[Image.Image], kind: str) -> Any:
+    if kind == "pil":
+        return images
+    array = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])  # [B, H, W, 3]
+    if kind == "np":
+        return array
+    if kind == "pt":
+        return torch.from_numpy(array).permute(0, 3, 1, 2)
+    raise unknown("output_type", kind, ("pil", "np", "pt"))
