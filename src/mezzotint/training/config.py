@@ -170,10 +170,17 @@ class Prior(Section):
     weight: float = Field(1.0, gt=0)
 
 
+class Consistency(Section):
+    """Few steps instead of many (Geng et al. 2024)."""
+
+    doublings: int = Field(8, gt=0, description="times that the gap between the two noise levels is halved")
+    guidance: float = Field(1.0, ge=0, description="that the tuned model has within itself; 1: none")
+
+
 class TrainConfig(Section):
     """One run of one stage."""
 
-    stage: Literal["vae", "text", "diffusion", "model", "lora"]
+    stage: Literal["vae", "text", "diffusion", "model", "lora", "consistency"]
     data: Path
     out: Path
     seed: int = 0
@@ -187,6 +194,7 @@ class TrainConfig(Section):
     model: Model = Model()
     lora: Lora = Lora()
     prior: Prior = Prior()
+    consistency: Consistency = Consistency()
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -199,6 +207,7 @@ SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "lora": Lora,
     "prior": Prior,
+    "consistency": Consistency,
 }
 
 

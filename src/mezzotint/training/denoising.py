@@ -275,6 +275,11 @@ class DenoisingStage:
 
     # --- what it draws ---
 
+    @property
+    def guidance(self) -> float:
+        """How strongly samples follow what is told, and what the model is shipped with."""
+        return 1.0 if self.model.condition == "none" else self.config.model.guidance
+
     def prompts(self) -> tuple[str, ...]:
         """Of the sample grid."""
         if self.config.model.prompts:
@@ -301,9 +306,10 @@ class DenoisingStage:
         shape = (codec.channels, height // codec.factor, width // codec.factor)
         first = float(sigmas[0])
         noise = batch_noise(seeds, shape, self.device)
-        scale = 1.0 if self.model.condition == "none" else self.config.model.guidance
         x = noise(INITIAL) * (1 + first**2) ** 0.5
-        for taken in SAMPLERS[plan.sampler](cfg(self.denoiser, scale, null), x, sigmas, cond, noise=noise):
+        for taken in SAMPLERS[plan.sampler](
+            cfg(self.denoiser, self.guidance, null), x, sigmas, cond, noise=noise
+        ):
             x = taken.x
         self.drawn = x
         return np.concatenate([from_unit(codec.decode(part)) for part in x.split(ENCODED)])
@@ -322,7 +328,6 @@ class DenoisingStage:
 
     def files(self) -> dict[str, str]:
         """What a model's folder holds beside its weights."""
-        guidance = 1.0 if self.model.condition == "none" else self.config.model.guidance
         card = model_card(self.config, self.pictures)
-        defaults = {"num_inference_steps": self.config.model.steps, "guidance_scale": guidance}
+        defaults = {"num_inference_steps": self.config.model.steps, "guidance_scale": self.guidance}
         return {CARD: json.dumps(defaults, indent=2) + "\n", "README.md": card}

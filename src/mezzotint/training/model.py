@@ -105,7 +105,7 @@ class Trained:
     def write(self, folder: Path, files: dict[str, str], *, dtype: torch.dtype | None) -> None:
         """As a diffusers folder where that can hold it, else as one of ours; `Pipeline.load` opens both."""
         if self.checkpoint is not None:
-            whole = replace(self.checkpoint, unet=self.unet)
+            whole = replace(self.checkpoint, unet=self.unet, plan=self.plan)
             write_folder(folder, whole, dtype=dtype, files=files, replace=True)
             return
         vae = self.codec.vae if isinstance(self.codec, Latents) else None
