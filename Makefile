@@ -42,6 +42,7 @@ evaluate: $(VENV)/.train
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/serve.py --out out/serve
 
 clean:
 	rm -rf $(VENV) out

@@ -51,6 +51,25 @@ def test_img2img(api, model):
     assert np.array_equal(np.asarray(told.image), np.asarray(alone))
 
 
+@pytest.mark.parametrize("knobs", [{}, {"inpainting_fill": 1, "inpaint_full_res": False}])
+def test_inpainting(api, knobs):
+    given = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (8, 0, 16, 16))
+    told = api.img2img(
+        images=[Image.fromarray(given)],
+        mask_image=mask,
+        mask_blur=0,
+        prompt="cats",
+        width=16,
+        height=16,
+        **knobs,
+    )
+    made = np.asarray(told.image)
+    assert np.array_equal(made[:, :8], given[:, :8])
+    assert not np.array_equal(made[:, 8:], given[:, 8:])
+
+
 def test_lists(api):
     assert {"Euler a", "DPM++ 2M", "DDIM"} <= {sampler["name"] for sampler in api.get_samplers()}
     assert {"Automatic", "Karras"} <= {scheduler["label"] for scheduler in api.get_schedulers()}

@@ -106,6 +106,22 @@ def test_pictures_from_afar_are_bytes_in_bounds_and_never_paths(shared, image, s
     assert says in answer.json()["error"]["message"]
 
 
+def test_a_canvas_is_bounded_before_it_is_made(shared):
+    image = base64.b64encode(file_of(Image.new("RGB", (16, 16), "red"))).decode()
+    answer = shared.post(task="outpaint", image=image, left=2_000_000_000)
+    assert answer.status_code == 400
+    assert "pixels are more" in answer.json()["error"]["message"]
+
+
+def test_a_task_that_differentiates_runs_beside_the_lane(shared):
+    held = Image.new("RGBA", (16, 16), "red")
+    held.paste((0, 0, 0, 0), (8, 0, 16, 16))
+    image = base64.b64encode(file_of(held)).decode()
+    job = shared.post(task="inpaint", image=image, method="guide").json()
+    ended = shared.wait(job["id"])
+    assert ended["state"] == "done", ended["error"]
+
+
 def test_how_it_works(shared):
     sinks = shared.client.post(
         "/api/forward?frames=5", content=file_of(Image.new("RGB", (300, 200), "red"))

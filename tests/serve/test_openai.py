@@ -86,6 +86,26 @@ def test_edits(client, model):
     assert [event.type for event in stream] == ["image_edit.partial_image", "image_edit.completed"]
 
 
+def test_an_edit_with_a_mask_leaves_the_rest_alone(client):
+    given = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    hole = Image.new("RGBA", (16, 16), (0, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (8, 0, 16, 16))
+    told = client.images.edit(
+        image=file_of(Image.fromarray(given)),
+        mask=file_of(hole),
+        prompt="cats",
+        extra_body={"seed": 3, "feather": 0},
+    )
+    made = np.asarray(image_of(told.data[0].b64_json))
+    assert np.array_equal(made[:, :8], given[:, :8])
+    assert not np.array_equal(made[:, 8:], given[:, 8:])
+    with pytest.raises(BadRequestError) as caught:
+        client.images.edit(
+            image=file_of(Image.fromarray(given)), mask=file_of(hole.convert("RGB")), prompt="cats"
+        )
+    assert caught.value.param == "mask"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

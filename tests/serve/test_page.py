@@ -112,6 +112,36 @@ def test_a_picture_of_ones_own_is_worked_on_and_compared(page, shared, tmp_path)
 
 
 @pytest.mark.slow
+def test_paint_a_mask_and_see_the_edit(page, shared, tmp_path):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    path = tmp_path / "mine.png"
+    Image.new("RGB", (16, 16), "teal").save(path)
+    page.select_option("#task", "inpaint")
+    page.set_input_files("#given-file", path)
+    page.click("#paint")
+    box = page.locator("#canvas").bounding_box()
+    page.locator("#brush").fill("4")
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.8, steps=5)
+    page.mouse.up()
+    if os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{os.environ['SCREENSHOTS']}/paint.png")
+    page.click("#painted")
+    page.locator("#mask-told", has_text="% of the picture").wait_for()
+    draw(page, "two painted cats")
+    page.locator("#gallery li", has_text="two painted cats").wait_for()
+    made = shared.client.get("/api/pictures?limit=1").json()[0]
+    pixels = np.asarray(Image.open(io.BytesIO(shared.client.get(made["url"]).content)))
+    assert (pixels[:, :8] == (0, 128, 128)).all()
+    assert (pixels[:, 11:14] != (0, 128, 128)).any()
+
+
+@pytest.mark.slow
 def test_a_dropped_picture_tells_its_recipe(page, shared):
     done = shared.wait(shared.post(prompt="a dropped apple", seed=77).json()["id"])
     png = list(shared.client.get(done["pictures"][0]["url"]).content)

@@ -24,7 +24,6 @@ from ..diffusion.samplers import SAMPLERS
 from ..errors import MezzotintError, unknown
 from ..formats.image import encode_plain, open_image, read_recipe
 from ..formats.recipe import TITLES, infotext
-from ..tasks import TASKS
 from .http import Asking, Refused, Serving, base64_of, fields_of, finished
 from .keys import Caller
 from .native import PROBLEMS
@@ -82,20 +81,32 @@ async def img2img(request: Request, service: Serving, caller: Asking) -> dict[st
     if given.get("resize_mode") not in (None, 0):
         raise Refused(400, "resize_mode: only 0, just resize, can be done", param="resize_mode")
     if given.get("mask"):
-        fields |= _masked(given, picture_of(given["mask"], "mask"))
+        fields |= _masked(given, fields["image"], picture_of(given["mask"], "mask"))
     return await _drawn(request, service, caller, given, fields)
 
 
-def _masked(given: Mapping[str, Any], mask: bytes) -> dict[str, Any]:
-    if "inpaint" not in TASKS:
-        raise Refused(400, "mask: this service draws whole pictures anew", param="mask")
-    for name, able in (("inpainting_fill", 1), ("inpaint_full_res", False)):
-        if given.get(name) not in (None, able):
-            raise Refused(400, f"{name}: only {able} can be done", param=name)
+def _masked(given: Mapping[str, Any], image: bytes, mask: bytes) -> dict[str, Any]:
+    """Inpainting: what lies under the mask is made up from around it (fill 0) or stays as it is (1)."""
+    where = open_image(mask, name="mask").convert("L")
     if given.get("inpainting_mask_invert"):
-        image = open_image(mask, name="mask").convert("L").point(lambda value: 255 - value)
-        mask = encode_plain(image)
-    return {"task": "inpaint", "mask": mask}
+        where = where.point(lambda value: 255 - value)
+    fill = given.get("inpainting_fill") or 0
+    if fill not in (0, 1):
+        raise Refused(400, "inpainting_fill: 0 (fill) and 1 (original) can be done", param="inpainting_fill")
+    if fill == 0:
+        hollow = open_image(image, name="init_images").convert("RGBA")
+        if hollow.size == where.size:
+            hollow.putalpha(where.point(lambda value: 0 if value else 255))
+        image = encode_plain(hollow)
+    fields = {
+        "task": "inpaint",
+        "image": image,
+        "mask": encode_plain(where),
+        "feather": given.get("mask_blur", 4),
+    }
+    if given.get("inpaint_full_res", True):  # as that program has it: the part alone, at full size
+        fields["crop"] = given.get("inpaint_full_res_padding") or 0
+    return fields
 
 
 def picture_of(text: Any, name: str) -> bytes:

@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from .. import __version__
 from ..errors import MezzotintError, UsageError
@@ -71,6 +72,11 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     answer = told(request.url.path, error.status_code, str(error.detail), None, None)
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:  # routes of one path know their own methods alone
+        matching = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
+        answer.headers["allow"] = ", ".join(
+            sorted({name for route in matching for name in route.methods or ()})
+        )
     return answer
 
 

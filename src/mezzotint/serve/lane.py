@@ -40,10 +40,13 @@ class Call:
 
 
 class Lane:
-    """A thread that answers calls, as many together as fit; `most`: pictures at most in one forward."""
+    """A thread that answers calls, as many together as fit; `most`: pictures at most in one forward.
 
-    def __init__(self, most: int = 8) -> None:
-        self.most = most
+    `exact`: answers are held to the last bit where a pipeline can be; what that costs is in benchmarks/serve.py.
+    """
+
+    def __init__(self, most: int = 8, *, exact: bool = True) -> None:
+        self.most, self.exact = most, exact
         self.forwards = 0  # how many were made, for how many calls: their ratio is the mean batch
         self.answered = 0
         self._calls: list[Call] = []
@@ -80,7 +83,9 @@ class Lane:
 
     def shared(self, pipeline: Pipeline) -> Pipeline:
         """The same pipeline, computing in this lane."""
-        denoiser = replace(pipeline.denoiser, net=self._net(pipeline.denoiser.net, exact=pipeline.exact))
+        denoiser = replace(
+            pipeline.denoiser, net=self._net(pipeline.denoiser.net, exact=pipeline.exact and self.exact)
+        )
         return replace(pipeline, denoiser=denoiser, codec=_Decoded(pipeline.codec, self))
 
     def ask(self, call: Call) -> Any:
@@ -96,6 +101,8 @@ class Lane:
             return gathered(net, calls, self._trials if exact else None, kind=str(id(net)))
 
         def asked(z: Tensor, t: Tensor, cond: Cond, **knobs: Any) -> Any:
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                return net(z, t, cond, **knobs)  # somebody differentiates: it stays in their thread
             if knobs:  # whose attention is watched or changed: a call of its own kind
                 return self.ask(Call(object(), 1, lambda given: [net(z, t, cond, **knobs)], None))
             pictures = max(1, SMALL // z[0, 0].numel()) if exact else self.most

@@ -27,7 +27,6 @@ from starlette.datastructures import UploadFile
 from ..errors import UsageError
 from ..formats.image import encode_image, open_image
 from ..pipeline import Progress
-from ..tasks import TASKS
 from ..text import TextEncoder
 from .http import (
     Asking,
@@ -165,8 +164,6 @@ def _task(picture: bytes, mask: bytes | None) -> dict[str, Any]:
     """The task of an edit: without a mask, or one that is transparent nowhere, all is drawn anew."""
     if mask is None:
         return {"task": "img2img", "image": picture}
-    if "inpaint" not in TASKS:
-        raise Refused(400, "mask: this service draws whole pictures anew", param="mask")
     image = open_image(mask, name="mask")
     if image.mode != "RGBA":
         raise Refused(

@@ -310,6 +310,7 @@ class Service:
         for name, value in request:
             if isinstance(value, Input):
                 self._check_picture(name, value)
+        self._check_growth(request)
         settled = pipeline.settle(request)
         self._check_limits(settled)
         return settled
@@ -336,6 +337,18 @@ class Service:
             raise UsageError(f"{name} has {len(given.data)} bytes; this service reads {limits.upload_bytes}")
         open_image(given.data, max_pixels=limits.upload_pixels, name=name)
 
+    def _check_growth(self, request: Request) -> None:
+        """Bounds on a canvas before it is made."""
+        if request.image is None or request.task != "outpaint":
+            return
+        width, height = request.image.image.size
+        width += (request.left or 0) + (request.right or 0)
+        height += (request.top or 0) + (request.bottom or 0)
+        if width * height > self.settings.limits.pixels:
+            raise UsageError(
+                f"left, top, right, bottom: {width} x {height} pixels are more than are drawn here"
+            )
+
     def _check_limits(self, request: Settled) -> None:
         limits = self.settings.limits
         if request.width * request.height > limits.pixels:
@@ -356,7 +369,8 @@ class Service:
         """Seconds that one of its pictures takes alone, roughly."""
         request = job.request
         calls = request["num_inference_steps"] * METHODS[request["sampler"]].evaluations
-        return self._pace * calls * (1 if request["guidance_scale"] == 1 else 1.7)
+        inner = 1 + (request.get("inner_steps") or 0)
+        return self._pace * calls * inner * (1 if request["guidance_scale"] == 1 else 1.7)
 
     def _dispatch(self) -> None:
         while not self._stopping:

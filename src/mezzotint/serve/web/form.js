@@ -4,13 +4,14 @@ import { $, el, words } from "./dom.js";
 import { base64 } from "./api.js";
 
 const KEPT = "mezzotint-form";
-const FIRST = ["num_images", "seed", "size", "strength", "distance"]; // in sight; the others behind "More knobs"
+const FIRST = ["left", "top", "right", "bottom", "num_images", "seed", "size", "strength", "distance", "at"]; // in sight; the others behind "More knobs"
 const OWN = new Set(["prompt", "task", "width", "height"]); // have a place of their own
 const NAMES = {
   num_images: "How many", num_inference_steps: "Steps", guidance_scale: "Guidance", negative_prompt: "Not in the picture",
   grid: "Noise levels", model: "Model",
 };
-const TASKS = { text2img: "Draw from words", img2img: "Draw a picture anew", vary: "Vary a picture" };
+const TASKS = { text2img: "Draw from words", img2img: "Draw a picture anew", vary: "Vary a picture",
+  inpaint: "Draw a part anew", outpaint: "Grow a picture", interpolate: "Between two prompts" };
 
 export const picture = { blob: null, mask: null }; // what is worked on
 let info = null;
