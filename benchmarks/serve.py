@@ -235,11 +235,8 @@ def main() -> None:
     lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
     if given.exact_cost:
         cost = exact_cost(pipeline, given.exact_cost)
-        lines += [
-            "",
-            "Seconds of a picture of 10 steps among eight: "
-            + ", ".join(f"{v:.3f} {k}" for k, v in cost.items()),
-        ]
+        measured = ", ".join(f"{seconds:.3f} {name}" for name, seconds in cost.items())
+        lines += ["", f"Seconds of a picture of 10 steps among {TOGETHER}: {measured}"]
     lines += [
         "",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, short = {SHORT} steps, long = {LONG}",

@@ -111,6 +111,12 @@ def test_headers_and_request_ids(shared):
     assert forged != "a b"
 
 
+def test_a_wrong_method_hears_the_right_ones(shared):
+    answer = shared.client.put("/api/jobs")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert answer.json()["error"]["message"] == "Method Not Allowed"
+
+
 def test_uploads_are_bounded(start):
     running = start(limits={"upload_bytes": 1000})
     assert running.client.post("/api/read", content=b"x" * 1001).status_code == 413

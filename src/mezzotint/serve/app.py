@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -20,7 +21,6 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.routing import Match
 
 from .. import __version__
 from ..errors import MezzotintError, UsageError
@@ -73,10 +73,16 @@ def _http_error(request: Request, error: Exception) -> Response:
     answer = told(request.url.path, error.status_code, str(error.detail), None, None)
     answer.headers.update(error.headers or {})
     if error.status_code == 405:  # routes of one path know their own methods alone
-        matching = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
-        answer.headers["allow"] = ", ".join(
-            sorted({name for route in matching for name in route.methods or ()})
-        )
+        patterns = {
+            re.sub(r"\{[^}]+\}", "[^/]+", path): item for path, item in request.app.openapi()["paths"].items()
+        }
+        known = {
+            name.upper()
+            for path, item in patterns.items()
+            if re.fullmatch(path, request.url.path)
+            for name in item
+        }
+        answer.headers["allow"] = ", ".join(sorted(known)) or answer.headers.get("allow", "GET")
     return answer
 
 
