@@ -14,8 +14,8 @@ BUDGET = 240  # evaluations of the denoiser
 
 METHODS = {  # name -> (steps, (denoise, known, eps) -> (denoise, sampler))
     "replacement": (240, lambda d, k, e: (replaced(d, k, e), SAMPLERS["ddim"])),
-    "RePaint, 6 times": (40, lambda d, k, e: (d, resampled(SAMPLERS["ddpm"], k, times=6))),
-    "RePaint, 10 times": (24, lambda d, k, e: (d, resampled(SAMPLERS["ddpm"], k, times=10))),
+    "RePaint, 6 times": (40, lambda d, k, e: (d, resampled(SAMPLERS["euler_ancestral"], k, times=6))),
+    "RePaint, 10 times": (24, lambda d, k, e: (d, resampled(SAMPLERS["euler_ancestral"], k, times=10))),
     "reconstruction guidance": (120, lambda d, k, e: (reconstructed(d, k), SAMPLERS["ddim"])),
     "Langevin, 3 inner steps": (60, lambda d, k, e: (d, corrected(SAMPLERS["ddim"], k, times=3))),
     "Langevin, 5 inner steps": (40, lambda d, k, e: (d, corrected(SAMPLERS["ddim"], k, times=5))),

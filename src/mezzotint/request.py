@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -176,6 +176,20 @@ class Request(BaseModel):
         ),
     ] = None
 
+    source_prompt: Annotated[
+        str | None, Flag("--from"), Field(description="what the picture shows as it is")
+    ] = None
+    source_guidance: Annotated[
+        float | None,
+        Flag("--from-guidance"),
+        Field(ge=0, le=1000, description="how strongly that is followed in what is taken away"),
+    ] = None
+    damage: Annotated[
+        str | None,
+        Flag("--damage"),
+        Field(description="what happened to the picture: smaller:4, blur:2 (radius in pixels), grey or mask"),
+    ] = None
+
     @classmethod
     def parse(cls, fields: Mapping[str, Any], *, files: bool = True) -> Self:
         """The request with these fields; UsageError in one line for the first that is unknown or impossible.
@@ -206,6 +220,11 @@ class Settled(Request):
     height: int
     original_width: int
     original_height: int
+
+
+PICTURES = frozenset(  # the fields that are pictures
+    name for name, field in Request.model_fields.items() if Given in get_args(field.annotation)
+)
 
 
 def called(field: str) -> str:

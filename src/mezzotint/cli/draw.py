@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import MezzotintError, UsageError
-from ..request import Request
+from ..request import PICTURES, Request
 from ..tasks import Task
 from .options import (
     Device,
@@ -68,9 +68,12 @@ def command(
 
 
 def _word(name: str) -> inspect.Parameter:
-    """A picture that must be given."""
-    text = f"{(Request.model_fields[name].description or '').capitalize()}."
-    kind = Annotated[Path, typer.Argument(metavar="PICTURE", help=text)]
+    """What must be given: a picture or a word."""
+    described = Request.model_fields[name].description or ""
+    text = f"{described[:1].upper()}{described[1:]}."
+    kind: Any = Annotated[str, typer.Argument(metavar=name.upper(), help=text)]
+    if name in PICTURES:
+        kind = Annotated[Path, typer.Argument(metavar="PICTURE", help=text)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
 
 

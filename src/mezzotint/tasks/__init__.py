@@ -107,6 +107,25 @@ _ROWS = (
         },
     ),
     Task(
+        "rewrite",
+        "Change what a picture shows to what another prompt says.",
+        ("image", "prompt"),
+        {"source_prompt": "", "source_guidance": 1.5, "strength": 0.7},
+    ),
+    Task(
+        "invert",
+        "Find the noise that a picture comes from, and draw it again from there.",
+        ("image", "prompt"),
+        {"prompt_to": None, "strength": 1.0, "method": None},
+        ignores=("sampler", "eta"),
+    ),
+    Task(
+        "restore",
+        "Restore a picture whose damage is known.",
+        ("image", "damage"),
+        {"method": None, "inner_steps": 3, "mask": None, "fit_mask": None},
+    ),
+    Task(
         "vary",
         "Draw a picture once more, a little differently.",
         ("image",),
