@@ -176,6 +176,19 @@ class Request(BaseModel):
         ),
     ] = None
 
+    style_image: Annotated[
+        Given | None, Flag("--style"), Field(description="the picture whose manner is taken")
+    ] = None
+    style_strength: Annotated[
+        float | None,
+        Flag("--style-strength"),
+        Field(ge=0, le=1, description="how much of the manner is taken: 0 nothing, 1 as much as can be"),
+    ] = None
+    content_strength: Annotated[
+        float | None,
+        Flag("--content-strength"),
+        Field(ge=0, le=1, description="how closely the content of the picture is kept"),
+    ] = None
     source_prompt: Annotated[
         str | None, Flag("--from"), Field(description="what the picture shows as it is")
     ] = None

@@ -135,6 +135,15 @@ def extrapolate(
     return c_skip * x + c_out * v * per_row(1 + rescale * (contrast - 1), x)
 
 
+def joined(conds: Sequence[Cond]) -> Cond:
+    """The rows of all, one after another; of a field that one lacks, none. Texts are brought to one length."""
+    texts = [cond.text for cond in conds if cond.text is not None]
+    if len({text.shape[1] for text in texts}) > 1:
+        conds = [_filled(cond, max(text.shape[1] for text in texts)) for cond in conds]
+    each = zip(*conds, strict=True)
+    return Cond(*(None if any(f is None for f in fields) else torch.cat(fields) for fields in each))
+
+
 def _beside(null: Cond, cond: Cond, rows: int) -> Cond:
     """[2B, ...] in every field: null's row and cond's in turn."""
     if null.text is not None and cond.text is not None and null.text.shape[1] != cond.text.shape[1]:

@@ -110,7 +110,25 @@ _ROWS = (
         "rewrite",
         "Change what a picture shows to what another prompt says.",
         ("image", "prompt"),
-        {"source_prompt": "", "source_guidance": 1.5, "strength": 0.7},
+        {
+            "source_prompt": "",
+            "source_guidance": 1.5,
+            "strength": 0.7,
+            "method": None,
+            "content_strength": 0.8,
+        },
+    ),
+    Task(
+        "restyle",
+        "Draw pictures from words in the manner of another picture.",
+        ("style_image", "prompt"),
+        {"style_strength": 0.5, "source_prompt": ""},
+    ),
+    Task(
+        "stylize",
+        "Draw a picture anew in the manner of another one.",
+        ("image", "style_image"),
+        {"strength": 0.6, "style_strength": 0.7, "content_strength": 0.5},
     ),
     Task(
         "invert",

@@ -140,34 +140,41 @@ def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Con
     return cond._replace(pooled=text_time(cond.pooled, cond.pooled.new_tensor([ids]), each))
 
 
-def guided(pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
+def guided(
+    pipeline: Pipeline, request: Settled, sigmas: Tensor, *, denoiser: Denoise | None = None
+) -> Denoise:
     """The denoiser with the guidance that the request asks for, at the steps that it asks it for.
+
+    `denoiser` stands in for the pipeline's, and is taken as it is: its batches are not tried (see `exact.py`).
 
     Where the prompts change over the steps, it hears at each noise level what they say there, whatever it is told.
     """
     steps = len(sigmas) - 1
     prompt, negative = Script.read(request.prompt), Script.read(request.negative_prompt)
     if prompt.constant and negative.constant:
-        return _away_from(str(negative), pipeline, request, sigmas)
+        return _away_from(str(negative), pipeline, request, sigmas, denoiser)
     said = list(zip(prompt.texts(steps), negative.texts(steps), strict=True))
-    stages = {(text, null): _away_from(null, pipeline, request, sigmas) for text, null in said}
+    stages = {(text, null): _away_from(null, pipeline, request, sigmas, denoiser) for text, null in said}
     if not prompt.constant:
         stages = {pair: saying(stage, _heard(pipeline, request, pair[0])) for pair, stage in stages.items()}
     return staged([stages[pair] for pair in said], sigmas)
 
 
-def _away_from(negative: str, pipeline: Pipeline, request: Settled, sigmas: Tensor) -> Denoise:
+def _away_from(
+    negative: str, pipeline: Pipeline, request: Settled, sigmas: Tensor, denoiser: Denoise | None
+) -> Denoise:
     """Guidance away from one text."""
 
     def held(denoise: Denoise, kind: str) -> Denoise:
-        return tried(denoise, pipeline.trials, kind) if pipeline.exact else denoise
+        return tried(denoise, pipeline.trials, kind) if pipeline.exact and denoiser is None else denoise
 
-    plain = held(pipeline.denoiser, "plain")
+    bare = denoiser or pipeline.denoiser
+    plain = held(bare, "plain")
     if request.guidance_scale == 1:
         return plain
     null = pipeline.encoder.null(negative)
     null = sized(pipeline, request, null, request.negative_aesthetic_score)
-    strong = cfg(pipeline.denoiser, request.guidance_scale, null, rescale=request.guidance_rescale)
+    strong = cfg(bare, request.guidance_scale, null, rescale=request.guidance_rescale)
     states = 0 if null.text is None else null.text.shape[1]
     strong = held(strong, f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states")
     steps = len(sigmas) - 1

@@ -1,0 +1,103 @@
+"""Attention under control: what stands in for `blocks.attend` when one picture is drawn with an eye on another.
+
+The rows of an evaluation are thirds, halves, ...: the picture that is drawn first, then those it looks to, each with
+the same number of rows (one, or two under guidance, the prompt's last). Two kinds:
+
+- `styled`: self-attention sees the style picture's keys and values beside its own, its queries and keys brought to
+  their mean and spread (StyleAligned, Hertz et al. 2023, arXiv 2312.02133); queries may be drawn towards those of a
+  third picture, which holds the content (StyleID, Chung et al. 2023, arXiv 2312.09008).
+- `lent`: cross-attention to words that the old prompt has too is the old picture's, and so is self-attention where
+  maps are small (prompt-to-prompt, Hertz et al. 2022, arXiv 2208.01626).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blocks import Control, Place, attend
+
+SMALL_MAP = 256  # tokens: self-attention of maps up to this size is lent, which is layout and not detail
+
+
+def styled(style: float, content: float = 0.0) -> Control:
+    """Rows: drawn, style, and if `content` > 0 a third picture.
+
+    `style` in [0, 1]: 0 no look at the style picture, 1 as at itself. `content` in [0, 1]: how much of the queries is
+    the third picture's.
+    """
+    parts = 3 if content > 0 else 2
+
+    def control(place: Place, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        if place.cross or style == 0:
+            return attend(q, k, v, heads, mask)
+        (q_own, q_style, *q_content), (k_own, k_style, *_), (v_own, v_style, *_) = (
+            x.chunk(parts) for x in (q, k, v)
+        )
+        if content > 0:
+            q_own = torch.lerp(q_own, q_content[0], content)
+        keys = torch.cat([aligned(k_own, k_style), k_style], dim=1)
+        values = torch.cat([v_own, v_style], dim=1)
+        weight = keys.new_zeros(keys.shape[1])
+        weight[k_own.shape[1] :] = math.log(style)
+        seen = attend(aligned(q_own, q_style), keys, values, heads, weight.expand(1, 1, q.shape[1], -1))
+        rest = len(seen)
+        return torch.cat([seen, attend(q[rest:], k[rest:], v[rest:], heads, mask)])
+
+    return control
+
+
+def aligned(x: Tensor, other: Tensor) -> Tensor:
+    """x [B, N, C] with the mean and the spread over tokens that `other` has in each channel."""
+    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+    return (x - mean) / spread * (other.std(1, keepdim=True) + 1e-5) + other.mean(1, keepdim=True)
+
+
+def lent(old: Sequence[int], new: Sequence[int], *, words: bool = True, layout: bool = True) -> Control:
+    """Rows: drawn, and the old picture. `old` and `new`: ids at the positions of the two texts.
+
+    Positions that hold the same id, or as many others in its place, look as the old picture's do; what is new looks
+    for itself. `words` lends cross-attention, `layout` self-attention.
+    """
+    at, common = alignment(old, new)
+
+    def control(place: Place, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        if not (words if place.cross else layout and q.shape[1] <= SMALL_MAP):
+            return attend(q, k, v, heads, mask)
+        share = looks(q, k, heads, mask)  # [B, heads, N, M]
+        half = len(share) // 2
+        first = half - 1 if place.cross else 0  # of guidance's two rows, what it flees keeps its own words
+        source = share[2 * half - 1 : 2 * half] if place.cross else share[half:]
+        if place.cross:
+            kept = common.to(share)
+            count = min(len(kept), share.shape[-1])
+            kept = F.pad(kept[:count], (0, share.shape[-1] - count))
+            index = (
+                F.pad(at[:count], (0, share.shape[-1] - count)).clamp(max=share.shape[-1] - 1).to(q.device)
+            )
+            source = source[..., index] * kept + share[first:half] * (1 - kept)
+        share = torch.cat([share[:first], source, share[half:]])
+        return (share @ v.unflatten(-1, (heads, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
+
+    return control
+
+
+def looks(q: Tensor, k: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d)): who looks where, [B, heads, N, M]."""
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+
+def alignment(old: Sequence[int], new: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """For each position of `new`: its counterpart in `old` [M] int64, and whether it has one [M] bool."""
+    at, common = [0] * len(new), [False] * len(new)
+    for kind, i, j, k, end in SequenceMatcher(None, list(old), list(new), autojunk=False).get_opcodes():
+        if kind == "equal" or (kind == "replace" and j - i == end - k):
+            at[k:end], common[k:end] = range(i, j), [True] * (end - k)
+    return torch.tensor(at), torch.tensor(common)
