@@ -96,7 +96,6 @@ def test_ckpt(folder, tmp_path, monkeypatch):
     from types import ModuleType
 
     from kinds import saved
-
     from mezzotint.formats.single import write_single
 
     path, _ = saved("sd1", tmp_path)

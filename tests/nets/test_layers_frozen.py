@@ -58,3 +58,15 @@ def test_what_is_remembered_is_not_part_of_the_weights():
         conv(torch.randn(2, 64, 16, 16))
     assert set(conv.state_dict()) == {"weight", "bias"}
     assert not frozen(conv).remembered
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_torchs_own(dtype):
+    """Filters in another order are the same filters, at every size of the map."""
+    plain, fast = net().to(dtype), frozen(net().to(dtype))
+    for images, side in ((2, 16), (1, 16), (3, 10)):
+        x = torch.randn(images, 40, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x), plain(x), atol=2e-2, rtol=2e-2)
+    remembered = [bool(layer.remembered) for layer in fast]
+    assert all(remembered) or not any(remembered)

@@ -2,12 +2,14 @@
 
 To draw, weights stay as they are, and a picture must come out the same in any company. On a processor, in float32, a
 frozen linear layer therefore makes a product of each two rows (one picture under guidance): kernels choose the order of
-their sums by shapes. A frozen convolution of 3 x 3 pixels uses Winograd's method, and remembers its filters for it.
+their sums by shapes. A frozen convolution of 3 x 3 pixels uses Winograd's method, and remembers its filters for it. In
+half precision it remembers them in the order in which oneDNN wants them, which else sorts them anew at every call.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from .winograd import convolve, tile_size, transformed
 M = TypeVar("M", bound=nn.Module)
 
 PAIR = 2  # rows of one picture under guidance
+SORTED = 0  # where a convolution remembers filters that are not for tiles
 
 
 def frozen(net: M) -> M:
@@ -31,7 +34,16 @@ def frozen(net: M) -> M:
 
 
 def _drawing(layer: Linear | Conv2d, x: Tensor) -> bool:
-    return layer.frozen and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return layer.frozen and x.is_cpu and not torch.is_grad_enabled()
+
+
+def _sorts(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here, computes in `dtype` and takes filters that are in its own order."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def in_pairs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,7 +62,7 @@ class Linear(nn.Linear):
     frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _drawing(self, x):
+        if not _drawing(self, x) or x.dtype != torch.float32:
             return super().forward(x)
         return in_pairs(x, self.weight, self.bias)
 
@@ -59,13 +71,15 @@ class Conv2d(nn.Conv2d):
     """A convolution; frozen ones of 1 x 1 pixels are linear layers, and those of 3 x 3 Winograd's where that pays."""
 
     frozen = False
-    remembered: dict[
-        int, tuple[tuple[int, int], Tensor]
-    ]  # tile size -> (stamp of the weights, their filters)
+    # the size of tiles, or `SORTED` -> (stamp of the weights, what was made of them)
+    remembered: dict[int, tuple[tuple[int, int], Tensor]]
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = self.stride == (1, 1) and self.dilation == (1, 1) and self.groups == 1
-        if not plain or not _drawing(self, x):
+        if not _drawing(self, x) or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        if x.dtype != torch.float32:
+            return self._sorted(x) if _sorts(x.dtype) else super().forward(x)
+        if self.stride != (1, 1) or self.dilation != (1, 1) or self.groups != 1:
             return super().forward(x)
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
             tokens = x.permute(0, 2, 3, 1)  # a view of channels_last memory
@@ -73,12 +87,23 @@ class Conv2d(nn.Conv2d):
         if self.kernel_size == (3, 3) and self.padding == (1, 1):
             m = tile_size(self.in_channels, self.out_channels, min(len(x), PAIR), *x.shape[2:])
             if m:
-                return convolve(x, self._filters(m), self.bias, m)
+                return convolve(x, self._made(m, lambda: transformed(self.weight, m)), self.bias, m)
         return super().forward(x)
 
-    def _filters(self, m: int) -> Tensor:
-        """The transformed filters, made anew where the weights were replaced or written to since."""
+    def _sorted(self, x: Tensor) -> Tensor:
+        """The convolution with filters in oneDNN's order."""
+        how = self.padding, self.stride, self.dilation, self.groups
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+
+        def sort() -> Tensor:
+            return reorder(self.weight.detach().to_mkldnn(), *how, x.shape)
+
+        filters = self._made(SORTED, sort)
+        return torch.ops.mkldnn._convolution_pointwise(x, filters, self.bias, *how, "none", [], "")
+
+    def _made(self, key: int, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes of the weights; made anew where they were replaced or written to since."""
         stamp = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
-        if m not in self.remembered or self.remembered[m][0] != stamp:
-            self.remembered[m] = stamp, transformed(self.weight, m)
-        return self.remembered[m][1]
+        if key not in self.remembered or self.remembered[key][0] != stamp:
+            self.remembered[key] = stamp, make()
+        return self.remembered[key][1]
