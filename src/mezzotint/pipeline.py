@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.grids import GRIDS
 from .diffusion.noise import Draws, batch_noise
 from .diffusion.samplers import SAMPLERS
-from .diffusion.types import Step
+from .diffusion.types import Net, Step
 from .errors import MezzotintError, UsageError, unknown
 from .exact import Trials
 from .formats.checkpoint import Configs, assemble
@@ -39,12 +39,13 @@ from .labels import LabelEncoder
 from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .precision import chosen, name_of
-from .prompt import Script
+from .prompt import Script, tags
 from .request import Request, Settled
 from .tasks import TASKS
 from .tasks.canvas import area
 from .tasks.problem import solve
 from .text import Encoder, TextEncoder
+from .wardrobe import Wardrobe
 
 TOGETHER = 8  # pictures at most that are drawn at a time
 SMALL = 8192  # elements per channel that a batch may have on a processor: beyond, it costs memory and gains nothing
@@ -97,6 +98,9 @@ class Pipeline:
     configs: Configs | NativeConfigs
     defaults: Defaults
     device: torch.device
+    wardrobe: Wardrobe = field(repr=False)
+    # how nets compute that are put on: by themselves, or in a service's lane
+    share: Callable[[Net], Net] = field(default=lambda net: net, repr=False)
     precision: str = "float32"  # what the nets compute in
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
     draws: Draws = field(default=batch_noise, repr=False)  # seeds of pictures -> their noise
@@ -112,19 +116,21 @@ class Pipeline:
         prediction: str | None = None,
         download: bool = False,
         revision: str = "main",
+        extras: Sequence[Path | str] = (),
     ) -> Pipeline:
         """Open a model: an embedded one by name, a diffusers folder or a single file by path, one in the Hub's cache.
 
         `device`: a torch device, or "auto" for the accelerator if there is one. `precision`: float32, bfloat16 or
         float16, or "auto": float32 for small models, for large ones what the device does fast. `variant` ("fp16")
         picks among a folder's weights, `prediction` outranks what a single file says. Nothing is fetched unless
-        `download` allows it. Raises UsageError for an unknown model or precision, MezzotintError naming the file for
-        one that is incomplete, damaged, or of a kind that is not known.
+        `download` allows it. `extras`: folders in which LoRAs and embeddings are found by name, before those of the
+        environment variable MEZZOTINT_MODELS. Raises UsageError for an unknown model or precision, MezzotintError
+        naming the file for one that is incomplete, damaged, or of a kind that is not known.
         """
         folder = find_model(model, download=download, revision=revision)
         where = _device(device)
         if is_native(folder):
-            return cls._native(folder, where, precision)
+            return cls._native(folder, where, precision, extras)
         parts = read_parts(folder, variant=variant, prediction=prediction)
         parameters = sum(tensor.numel() for tensor in parts.tensors["unet"].values())
         dtype = chosen(precision, where, parameters)
@@ -134,34 +140,39 @@ class Pipeline:
         unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
         if dtype == torch.float16 and vae.config.force_upcast:  # it overflows
             vae = vae.float()
+        encoder = TextEncoder(
+            list(checkpoint.encoders.values()),
+            where,
+            pooled=configs.sized > 0,
+            zeros_for_empty=configs.zeros_for_empty,
+        )
         return cls(
             name=model_name(folder),
             folder=folder,
             denoiser=Denoiser(unet, checkpoint.process, checkpoint.prediction),
             codec=Latents(vae),
-            encoder=TextEncoder(
-                list(checkpoint.encoders.values()),
-                where,
-                pooled=configs.sized > 0,
-                zeros_for_empty=configs.zeros_for_empty,
-            ),
+            encoder=encoder,
             configs=configs,
             plan=checkpoint.plan,
             defaults=read_defaults(folder, unet.config, vae.config, checkpoint.plan),
             device=where,
             precision=name_of(dtype),
+            wardrobe=Wardrobe(unet, encoder, list(checkpoint.encoders), extras),
         )
 
     @classmethod
-    def _native(cls, folder: Path, device: torch.device, precision: str) -> Pipeline:
+    def _native(
+        cls, folder: Path, device: torch.device, precision: str, extras: Sequence[Path | str]
+    ) -> Pipeline:
         """A model that the layout of Stable Diffusion has no words for."""
         model = read_native(folder, device=device)
         dtype = chosen(precision, device, sum(weight.numel() for weight in model.unet.parameters()))
         unet = frozen(channels_last(model.unet.to(dtype)))
         codec = Latents(frozen(channels_last(model.vae.to(dtype)))) if model.vae is not None else Pixels()
         encoder: Encoder = LabelEncoder(model.classes, device)
+        names: list[str] = []
         if model.text_encoder is not None and model.tokenizer is not None:
-            encoder = TextEncoder([(model.text_encoder, model.tokenizer)], device)
+            encoder, names = TextEncoder([(model.text_encoder, model.tokenizer)], device), ["text_encoder"]
         return cls(
             name=folder.name,
             folder=folder,
@@ -173,6 +184,7 @@ class Pipeline:
             defaults=read_defaults(folder, model.unet.config, codec, model.plan),
             device=device,
             precision=name_of(dtype),
+            wardrobe=Wardrobe(unet, encoder, names, extras),
         )
 
     @cached_property
@@ -221,19 +233,39 @@ class Pipeline:
             chosen[f"original_{side}"] = chosen[f"original_{side}"] or chosen[side]
         if chosen["seed"] is None:
             chosen["seed"] = secrets.randbelow(FRESH_SEEDS)
+        chosen["prompt"], tagged = tags(chosen["prompt"])
+        chosen["loras"] = (*chosen["loras"], *(tag._asdict() for tag in tagged))
         settled = Settled.parse(chosen)
+        loras = self.wardrobe.settled("LoRA", settled.loras)
+        embeddings = self.wardrobe.settled("embedding", settled.embeddings)
+        settled = settled.model_copy(update={"loras": loras, "embeddings": embeddings})
         for kind, name, known in (("sampler", settled.sampler, SAMPLERS), ("grid", settled.grid, GRIDS)):
             if name not in known:
                 raise unknown(kind, name, known)
         self._check_size(settled)
+        encoder = self.wearing(settled).encoder
         for prompt, what in (
             (settled.prompt, "prompt"),
             (settled.negative_prompt, "negative prompt"),
             (settled.prompt_to or "", "prompt at the far end"),
         ):
+            if what != "prompt" and tags(prompt)[1]:
+                raise UsageError(
+                    f"the {what} has a LoRA tag; LoRAs stand in the prompt, for the whole picture"
+                )
             for text in set(Script.read(prompt).texts(settled.num_inference_steps)):
-                self.encoder.check(text, what=what)
+                encoder.check(text, what=what)
         return settled
+
+    def wearing(self, request: Settled) -> Pipeline:
+        """The pipeline with the LoRAs on that a request asks for, and knowing its words; this one is not changed.
+
+        Raises MezzotintError for a file that is damaged or made for another kind of model.
+        """
+        if not request.loras and not request.embeddings:
+            return self
+        worn = self.wardrobe.wear(request.loras, request.embeddings)
+        return replace(self, denoiser=replace(self.denoiser, net=self.share(worn.unet)), encoder=worn.encoder)
 
     def _inherited(self, request: Request) -> list[str]:
         """The fields that a task may take from the recipe of its picture: those that were not given."""
@@ -271,7 +303,7 @@ class Pipeline:
     @torch.inference_mode()
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:
         """The pictures of a settled request, drawn together; `first` is the number of the first."""
-        problem = TASKS[request.task].state(self, request)
+        problem = TASKS[request.task].state(self.wearing(request), request)
         knobs = dict(self.plan.sampler_knobs) if request.sampler == self.plan.sampler else {}
         if request.eta is not None:
             knobs["eta"] = request.eta
@@ -318,7 +350,11 @@ class Pipeline:
 
     def recipe(self, request: Settled, i: int = 0) -> dict[str, Any]:
         """All that makes picture i of a settled request again: a JSON object."""
-        alone = request.model_copy(update={"seed": request.seed + i, "num_images": 1})
+        of_this = {
+            field: tuple(extra.model_copy(update={"name": extra.title}) for extra in getattr(request, field))
+            for field in ("loras", "embeddings")
+        }
+        alone = request.model_copy(update=of_this | {"seed": request.seed + i, "num_images": 1})
         return alone.model_dump(include={*TASKS[request.task].fields}) | {
             "model": self.name,
             "model_hash": self.fingerprint,

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import UsageError
+from .extras import is_path
 
 STRONGER = 1.1  # what a pair of round brackets multiplies by, and a pair of square ones divides by
 DEEPEST = 50  # brackets within brackets; what lies deeper is text
@@ -56,6 +57,10 @@ def tags(text: str) -> tuple[str, tuple[Tag, ...]]:
         if not name.strip() or len(named) != len(weights) or named.keys() - {"te", "unet"}:
             raise UsageError(
                 f"{match[0]}: write <lora:name:weight>, or <lora:name:text weight:picture weight>"
+            )
+        if is_path(name):
+            raise UsageError(
+                f"{match[0]}: '{name}' is a path; a tag has the name of a file in a known folder"
             )
         try:
             numbers = {key: float(value) for key, value in named.items()}

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UsageError, unknown
+from .extras import EmbeddingUse, LoraUse
 from .inputs import Given
 
 MOST_SEEDS = 2**63  # as many as other programs can hold
@@ -39,6 +40,18 @@ class Request(BaseModel):
     negative_prompt: Annotated[
         str, Flag("--negative"), Field(description="what guidance steers away from")
     ] = ""
+    loras: Annotated[
+        tuple[LoraUse, ...],
+        Flag("--lora"),
+        Field(
+            description="LoRAs to wear, by name or path, each with a weight: NAME:0.8; may be given more than once"
+        ),
+    ] = ()
+    embeddings: Annotated[
+        tuple[EmbeddingUse, ...],
+        Flag("--embedding"),
+        Field(description="words learnt by textual inversion, by name or path; may be given more than once"),
+    ] = ()
     num_images: Annotated[
         int, Flag("--num", "-n"), Field(ge=1, description="pictures of each prompt; number i has seed + i")
     ] = 1

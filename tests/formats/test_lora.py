@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.folder import read_folder
-from mezzotint.formats.lora import Lora, read_lora, spread, write_lora
+from mezzotint.formats.lora import Lora, aliases, read_lora, spread, write_lora
 from mezzotint.nets.lowrank import LowRank, changed
 
 UNET_LAYERS = ["to_q", "to_v", "to_out.0", "ff.net.2", "proj_in", "conv1", "time_emb_proj"]
@@ -205,6 +205,33 @@ def test_older_names_of_diffusers(model, tmp_path):
         assert torch.equal(lora.layers["unet"][layer].down, a)
         assert torch.equal(lora.layers["unet"][layer].up, b)
         assert torch.equal(lora.layers["text_encoder"][f"{text}.q_proj"].down, c)
+
+
+def test_names_of_the_latent_diffusion_code(model, tmp_path):
+    """As kohya's scripts name SDXL's layers; diffusers has its own table for them."""
+    kind, _, nets = model
+    if kind != "sdxl":
+        pytest.skip("of SDXL they are")
+    other = {layer: name for name, layer in aliases(nets["unet"]).items()}
+    changes = {
+        layer: change
+        for layer, change in random_lora({"unet": nets["unet"]}, alpha=2.0).layers["unet"].items()
+        if "attentions" in layer or "resnets" in layer
+    }
+    tensors = {}
+    for layer, change in changes.items():
+        assert other[layer].startswith(("input_blocks", "middle_block", "output_blocks"))
+        tensors[f"lora_unet_{other[layer]}.lora_down.weight"] = change.down
+        tensors[f"lora_unet_{other[layer]}.lora_up.weight"] = change.up
+        tensors[f"lora_unet_{other[layer]}.alpha"] = torch.tensor(change.alpha)
+    save_file(tensors, tmp_path / "a.safetensors")
+    lora = read_lora(tmp_path / "a.safetensors", nets, aliases=aliases(nets["unet"]))
+    assert lora.layers["unet"].keys() == changes.keys()
+    pipeline = fresh(model)
+    pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    pipeline.fuse_lora(components=["unet"])
+    pipeline.unload_lora_weights()
+    compare(pipeline, worn({"unet": nets["unet"]}, lora, 1.0), nets)
 
 
 def test_a_file_of_peft_itself(model, tmp_path):

@@ -23,6 +23,7 @@ from .options import (
     Download,
     Force,
     Json,
+    LoraDir,
     Model,
     Precision,
     Size,
@@ -114,6 +115,7 @@ def draw(
             help="Pictures drawn at a time, as many as it pays to if not given; it does not change them.",
         ),
     ] = None,
+    lora_dir: LoraDir = None,
     device: Device = "auto",
     precision: Precision = "auto",
     variant: Variant = None,
@@ -140,7 +142,14 @@ def draw(
     from ..pipeline import Pipeline, Progress
 
     begun = time.perf_counter()
-    pipeline = Pipeline.load(model, device=device, precision=precision, variant=variant, download=download)
+    pipeline = Pipeline.load(
+        model,
+        device=device,
+        precision=precision,
+        variant=variant,
+        download=download,
+        extras=lora_dir or (),
+    )
     settled = [pipeline.settle(request) for request in requests]
     made: list[Picture] = []
     reel: list[Any] = []

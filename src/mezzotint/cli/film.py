@@ -9,7 +9,7 @@ import typer
 
 from ..errors import UsageError
 from ..tasks import TASKS
-from .options import Device, Force, Json, Model, Size, parsed_size, with_request
+from .options import Device, Force, Json, LoraDir, Model, Size, parsed_size, with_request
 from .show import Show
 
 LARGEST = 512  # side in pixels of a picture in a film
@@ -27,6 +27,7 @@ def film(
     frames: Annotated[
         int, typer.Option(min=2, max=500, help="Of a picture's film; a prompt's has one a step.")
     ] = 40,
+    lora_dir: LoraDir = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
@@ -43,7 +44,7 @@ def film(
     if Path(what).is_file():
         made, recipe = _forward(Path(what), model, frames, asked.get("seed", 0))
     else:
-        made, recipe = _reverse(what, asked | parsed_size(size), model, device, show)
+        made, recipe = _reverse(what, asked | parsed_size(size), model, device, lora_dir or [], show)
     for path in save_film_and_sheet(out, made, recipe=recipe, replace=force):
         show.result(str(path), event="film", path=str(path))
 
@@ -70,13 +71,13 @@ def _forward(picture: Path, model: str, frames: int, seed: int) -> tuple[Any, di
 
 
 def _reverse(
-    prompt: str, asked: dict[str, Any], model: str, device: str, show: Show
+    prompt: str, asked: dict[str, Any], model: str, device: str, extras: list[Path], show: Show
 ) -> tuple[Any, dict[str, Any]]:
     from ..film import reverse_film
     from ..pipeline import Pipeline, Progress
     from ..request import Request
 
-    pipeline = Pipeline.load(model, device=device)
+    pipeline = Pipeline.load(model, device=device, extras=extras)
     request = pipeline.settle(Request.parse(asked | {"prompt": prompt, "num_images": 1}))
     events = (event for event in pipeline.generate(request) if isinstance(event, Progress))
     steps = show.each(events, request.num_inference_steps, "film", unit="step")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -30,6 +30,14 @@ Download = Annotated[
 ]
 Variant = Annotated[
     str | None, typer.Option("--variant", help="Which of a folder's weights: for instance fp16.")
+]
+LoraDir = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lora-dir",
+        metavar="FOLDER",
+        help="Where LoRAs and embeddings are found by name, before the folders in $MEZZOTINT_MODELS; may be repeated.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 Precision = Annotated[
@@ -85,9 +93,9 @@ def _option(name: str, chosen: Any) -> inspect.Parameter:
     plain: Any = next(
         (kind for kind in get_args(field.annotation) if kind is not type(None)), field.annotation
     )
-    plain = Path if plain is Given else plain
+    plain = Path if plain is Given else list[str] if get_origin(field.annotation) is tuple else plain
     default = field.default if chosen is None else chosen
-    shown = f" [default: {default}]" if default not in (None, "") else ""
+    shown = f" [default: {default}]" if default not in (None, "", ()) else ""
     help_text = f"{(field.description or '')[:1].upper()}{(field.description or '')[1:]}.{shown}"
     option = typer.Option(*called.names, help=help_text, show_default=False)
     return inspect.Parameter(

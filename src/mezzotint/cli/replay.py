@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MezzotintError, UsageError
-from .options import Device, Force, Json
+from .options import Device, Force, Json, LoraDir
 from .show import Show
 
 
@@ -21,6 +21,7 @@ def replay(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the picture made again (.png).")
     ] = None,
+    lora_dir: LoraDir = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
@@ -41,7 +42,7 @@ def replay(
     from ..pipeline import Picture
     from ..request import Request
 
-    pipeline = _same_model(picture, recipe, model, device)
+    pipeline = _same_model(picture, recipe, model, device, lora_dir or [])
     events = pipeline.generate(Request.of_recipe(recipe))
     steps = show.each(events, int(recipe["num_inference_steps"]) + 1, "replay", unit="step")
     again = next(event for event in steps if isinstance(event, Picture))
@@ -67,14 +68,19 @@ def replay(
     )
 
 
-def _same_model(picture: Path, recipe: dict[str, Any], model: str | None, device: str) -> Any:
+def _same_model(
+    picture: Path, recipe: dict[str, Any], model: str | None, device: str, extras: list[Path]
+) -> Any:
     """The pipeline that drew the picture; MezzotintError if it is not to be found."""
     from ..pipeline import Pipeline
 
     known = f"{picture} was made with the model '{recipe['model']}' ({str(recipe['model_hash'])[:10]})"
     try:
         pipeline = Pipeline.load(
-            model or str(recipe["model"]), device=device, precision=str(recipe.get("precision", "auto"))
+            model or str(recipe["model"]),
+            device=device,
+            precision=str(recipe.get("precision", "auto")),
+            extras=extras,
         )
     except UsageError as error:
         if model is not None:

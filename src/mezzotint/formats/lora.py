@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MezzotintError
+from ..nets import UNet
 from ..nets.lowrank import LowRank
 from .atomic import read_json
+from .names import renamed, unet_names
 from .tensors import read_metadata, read_tensors, write_tensors
 
 Layers = dict[str, dict[str, LowRank]]  # component (unet, text_encoder, ...) -> layer -> change
@@ -122,6 +124,17 @@ def write_lora(
 def spread(layer: str) -> str:
     """A layer's name as kohya's dialect spells it."""
     return layer.replace(".", "_")
+
+
+def aliases(unet: UNet) -> dict[str, str]:
+    """Names of the U-Net's layers in the latent diffusion code, in kohya's spelling -> ours: of LoRAs for SDXL."""
+    names = unet_names(unet.config)
+    found = {}
+    for layer, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            (theirs,) = renamed({layer: module.weight}, names)[0] or (layer,)
+            found[spread(theirs)] = layer
+    return found
 
 
 # --- reading ---

@@ -91,11 +91,20 @@ def infotext(recipe: Mapping[str, Any]) -> str:
         for label, name in LABELS.items()
         if known.get(name) is not None
     ]
-    lines = [str(known.get("prompt") or "")]
+    lines = [
+        " ".join([*filter(None, [str(known.get("prompt") or "")]), *map(_tag, known.get("loras") or ())])
+    ]
     if known.get("negative_prompt"):
         lines.append(f"{NEGATIVE} {known['negative_prompt']}")
     # What is no text (half of a surrogate pair, from a command line) cannot be written.
     return "\n".join([*lines, ", ".join(pairs)]).encode("utf-8", "replace").decode()
+
+
+def _tag(lora: Mapping[str, Any]) -> str:
+    """A LoRA as other tools write it into the prompt: <lora:name:weight>, or with the text encoders' weight first."""
+    weight, text = lora["weight"], lora.get("text_weight")
+    both = [weight] if text in (None, weight) else [text, weight]
+    return "<lora:" + ":".join([str(lora["name"]), *map(_shown, both)]) + ">"
 
 
 def parse_infotext(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,10 +84,9 @@ class Lane:
 
     def shared(self, pipeline: Pipeline) -> Pipeline:
         """The same pipeline, computing in this lane."""
-        denoiser = replace(
-            pipeline.denoiser, net=self._net(pipeline.denoiser.net, exact=pipeline.exact and self.exact)
-        )
-        return replace(pipeline, denoiser=denoiser, codec=_Decoded(pipeline.codec, self))
+        share = partial(self._net, exact=pipeline.exact and self.exact)
+        denoiser = replace(pipeline.denoiser, net=share(pipeline.denoiser.net))
+        return replace(pipeline, denoiser=denoiser, share=share, codec=_Decoded(pipeline.codec, self))
 
     def ask(self, call: Call) -> Any:
         with self._changed:
