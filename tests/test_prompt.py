@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mezzotint.errors import UsageError
-from mezzotint.prompt import Cycle, Run, Script, Switch, escape, spell, tags, weigh
+from mezzotint.prompt import Cycle, Run, Script, Switch, escape, plain, spell, tags, weigh
 
 SOUP = st.text(alphabet="ab ,()[]:|\\.135<>BREAK", max_size=40)
 
@@ -158,6 +158,12 @@ def test_what_is_read_is_printed_and_read_again(text):
 def test_deep_and_long_rubbish_is_read_in_no_time(times, sign):
     script = Script.read(sign * times)
     assert math.isfinite(sum(run.weight for run in weigh(script.at(1, 1))[0] if run.weight < 1e300))
+
+
+def test_what_is_said_in_words_alone():
+    assert plain("a (red:1.3) [cat|dog] <lora:ink:1>", 2) == {"a red cat ", "a red dog "}
+    assert plain(r"a \(b\) BREAK [c:d:0.5]e", 2) == {"a (b) ce", "a (b) de"}
+    assert plain("n[u]d((e))<lora:x:1>s", 1) == {"nudes"}
 
 
 # --- tags ---

@@ -287,6 +287,12 @@ def spell(sections: tuple[Section, ...]) -> str:
     return " BREAK ".join("".join(run(*each) for each in section) for section in sections)
 
 
+def plain(text: str, steps: int) -> set[str]:
+    """What a prompt says at any of the steps, in words alone: without tags, brackets and weights."""
+    texts = set(Script.read(_TAG.sub("", text)).texts(steps))
+    return {" ".join("".join(run.text for run in section) for section in weigh(at)) for at in texts}
+
+
 def escape(text: str) -> str:
     """A prompt that says `text` and nothing else, whatever signs are in it."""
     signs = _SIGNS.sub(lambda sign: "\\" + sign[0], text)

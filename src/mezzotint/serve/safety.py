@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..errors import MezzotintError
+from ..prompt import plain
 from ..request import Request
 
 # Sexual depiction of minors, and nothing else: what no service anywhere may draw. The rest is the operator's to say.
@@ -27,6 +28,8 @@ SEXUAL = (
     r"nude|nudes|nudity|naked|sex|sexual|sexy|porn|porno|pornographic|erotic|erotica|hentai|nsfw|genitals?|topless|"
     r"undressed"
 )
+
+STEPS = 50  # over which a prompt is read that may change, where nothing else is asked for
 
 
 class Blocked(MezzotintError):
@@ -61,11 +64,13 @@ class WordList:
         return cls(tuple(filter(None, (_folded(line.split("#")[0]) for line in lines))))
 
     def check_request(self, request: Request) -> str | None:
-        text = f" {_folded(request.prompt)} "
-        if re.search(rf" ({MINORS}) ", text) and re.search(rf" ({SEXUAL}) ", text):
-            return "the prompt asks for what this service does not draw"
-        if any(f" {word} " in text for word in self.words):
-            return "the prompt has words that this service's operator does not allow"
+        prompts = [request.prompt, request.prompt_to or ""]
+        said = {text for prompt in prompts for text in plain(prompt, request.num_inference_steps or STEPS)}
+        for text in (f" {_folded(each)} " for each in (*prompts, *sorted(said))):
+            if re.search(rf" ({MINORS}) ", text) and re.search(rf" ({SEXUAL}) ", text):
+                return "the prompt asks for what this service does not draw"
+            if any(f" {word} " in text for word in self.words):
+                return "the prompt has words that this service's operator does not allow"
         return None
 
     def check_picture(self, image: Image.Image, recipe: Mapping[str, Any]) -> str | None:
