@@ -253,6 +253,13 @@ def test_text_encoder_at_full_size():
     torch.testing.assert_close(ours(ids).last, theirs(ids).last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
+def test_how_an_average_was_made_is_passed_over():
+    left = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000, "power": 0.67}
+    assert UNetConfig.from_dict(
+        SDXL | left | {"update_after_step": 0, "use_ema_warmup": False}
+    ) == UNetConfig(**SDXL)
+
+
 def test_schedule_of_released_models():
     process = VariancePreserving()
     assert math.isclose(process.sigma_min, 0.0292, abs_tol=1e-4)

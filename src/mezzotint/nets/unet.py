@@ -69,6 +69,11 @@ FIXED: Fixed = {
     "timestep_post_act": (None,),
 }
 
+# How an average of weights was made, which diffusers' trainers leave beside the architecture (SDXL's inpainting model).
+AVERAGE = frozenset(
+    {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+)
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -157,7 +162,7 @@ class UNetConfig:
         name = raw.get("_class_name", CLASS_NAME)
         if name != CLASS_NAME:
             raise unknown("U-Net class", str(name), [CLASS_NAME])
-        return parse(cls, raw, what="U-Net config", fixed=FIXED)
+        return parse(cls, raw, what="U-Net config", fixed=FIXED, ignored=AVERAGE)
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a diffusers `unet/config.json`."""
