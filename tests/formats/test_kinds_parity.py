@@ -6,8 +6,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, saved
 
+from kinds import KINDS, saved
 from mezzotint import Pipeline
 from mezzotint.diffusion.noise import INITIAL, image_noise
 from mezzotint.diffusion.types import Cond

@@ -3,7 +3,6 @@
 import json
 import re
 
-import kinds
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -11,6 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+import kinds
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.folder import read_folder
 from mezzotint.formats.lora import Lora, aliases, read_lora, spread, write_lora

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from kinds import KINDS, saved
 
+from kinds import KINDS, saved
 from mezzotint import Pipeline
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.folder import folder_parts, read_folder, write_folder

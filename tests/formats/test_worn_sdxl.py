@@ -1,10 +1,10 @@
 """LoRAs, embeddings and the language of prompts in pictures of SDXL and its refiner, whose text encoders are others."""
 
-import kinds
 import numpy as np
 import pytest
 import torch
 
+import kinds
 from mezzotint import Pipeline
 from mezzotint.formats.embedding import Embedding, write_embedding
 from mezzotint.formats.lora import Lora, write_lora
