@@ -117,6 +117,31 @@ def test_ckpt(folder, tmp_path, monkeypatch):
         assert all(torch.equal(t, tensors[k]) for k, t in read_tensors(tmp_path / "sd1.safetensors").items())
 
 
+def test_pickled_loras_and_embeddings(tmp_path):
+    """What is refused with `mezzotint convert --allow-pickle` as the remedy must then be taken by it."""
+    from mezzotint.formats.embedding import read_embedding
+
+    vectors = torch.randn(2, 24)
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+    forms = {
+        "a1111": ({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "step": 100}, "a1111"),
+        "first": ({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}, "first"),
+        "learned_embeds": ({"<cat>": vectors}, "<cat>"),
+    }
+    for name, (content, word) in forms.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        target = tmp_path / f"{name}.safetensors"
+        assert run(["convert", "--allow-pickle", str(tmp_path / f"{name}.pt"), str(target)]) == 0
+        (embedding,) = read_embedding(target)
+        assert embedding.word == word
+        assert torch.equal(embedding.vectors[""], vectors)
+    lora = {"lora_unet_conv_in.lora_down.weight": vectors, "lora_unet_conv_in.alpha": torch.tensor(1.0)}
+    torch.save(lora, tmp_path / "lora.bin")
+    target = tmp_path / "lora.safetensors"
+    assert run(["convert", "--allow-pickle", str(tmp_path / "lora.bin"), str(target)]) == 0
+    assert read_tensors(target).keys() == lora.keys()
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch owned",)

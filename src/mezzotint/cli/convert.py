@@ -62,10 +62,13 @@ def convert(
     from ..catalog import find_model
     from ..formats.kinds import title
     from ..formats.opened import read_parts, write_parts
-    from ..formats.tensors import DTYPES
+    from ..formats.tensors import DTYPES, PICKLED
 
     show = Show(as_json)
     path = find_model(source, download=download)
+    if allow_pickle and path.suffix in PICKLED and (kind := _extra(path, target, precision, force)):
+        show.result(str(target), path=str(target), kind=kind, left_out=0)
+        return
     parts = read_parts(path, variant=variant, prediction=prediction, allow_pickle=allow_pickle)
     left_out = len(parts.rest) if lean else 0
     if lean:
@@ -76,3 +79,22 @@ def convert(
         + f"; {left_out} tensors that no component uses were left out" * (left_out > 0)
     )
     show.result(str(target), path=str(target), kind=title(parts.configs), left_out=left_out)
+
+
+def _extra(path: Path, target: Path, precision: Precision | None, force: bool) -> str | None:
+    """Writes a pickled LoRA or embedding as safetensors; what it was, None if neither."""
+    from ..errors import UsageError
+    from ..formats.embedding import NAMELESS, OLD_NAMELESS, is_embedding
+    from ..formats.lora import is_lora
+    from ..formats.pickled import read_pickled
+    from ..formats.tensors import DTYPES, write_tensors
+
+    tensors = read_pickled(path)
+    kind = "LoRA" if is_lora(tensors) else "embedding" if is_embedding(tensors) else None
+    if kind is None:
+        return None
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: a LoRA or an embedding is one file; give a name in .safetensors")
+    named = {NAMELESS if name == OLD_NAMELESS else name: tensor for name, tensor in tensors.items()}
+    write_tensors(target, named, dtype=DTYPES[precision] if precision else None, replace=force)
+    return kind

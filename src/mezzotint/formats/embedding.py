@@ -18,6 +18,8 @@ from .tensors import read_tensors, write_tensors
 
 PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 NAMELESS = "emb_params"  # the file's name is the word
+OLD_NAMELESS = "*"  # likewise, in pickled files
+MOST = 16  # words in one file
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ def read_embedding(path: Path | str) -> list[Embedding]:
             raise MezzotintError(f"{path} has as many vectors for one text encoder as not for the other")
         return [Embedding(path.stem, {PAIR[key]: t for key, t in tensors.items()})]
     return [Embedding(path.stem if key == NAMELESS else key, {"": t}) for key, t in tensors.items()]
+
+
+def is_embedding(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these can be a file's words: a few lists of vectors."""
+    return 0 < len(tensors) <= MOST and all(
+        t.ndim in (1, 2) and t.is_floating_point() and t.numel() for t in tensors.values()
+    )
 
 
 def write_embedding(

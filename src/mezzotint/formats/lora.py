@@ -121,6 +121,11 @@ def write_lora(
     write_tensors(path, tensors, dtype=dtype, metadata=metadata, replace=replace)
 
 
+def is_lora(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a LoRA, going by their names."""
+    return bool(tensors) and all(map(_KEY.fullmatch, tensors))
+
+
 def spread(layer: str) -> str:
     """A layer's name as kohya's dialect spells it."""
     return layer.replace(".", "_")

@@ -1,8 +1,8 @@
 """Weights out of pickled files (.ckpt, .bin, .pt), where a user allows it: for converting, never for drawing.
 
 torch's reader with `weights_only=True` builds tensors and containers and refuses every other object, so that no code
-of the file runs. One name is let through as an empty class, since the released checkpoints of Stable Diffusion 1
-mention it beside their weights.
+of the file runs. Two more are let through: one name as an empty class, since the released checkpoints of Stable
+Diffusion 1 mention it beside their weights, and torch's own dictionary of parameters, in which old embeddings are.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from ..errors import MezzotintError
 
-NESTED = ("state_dict", "model", "module")  # where training programs put the weights
+NESTED = ("state_dict", "model", "module", "string_to_param")  # where training programs put the weights
 MENTIONED = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 
 
@@ -33,7 +34,10 @@ def read_pickled(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        with torch.serialization.safe_globals([(_Mentioned, MENTIONED)]), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals([(_Mentioned, MENTIONED), ParameterDict]),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # about how old the file is
             content: Any = _loaded(path)
     except FileNotFoundError as error:
@@ -59,7 +63,7 @@ def read_pickled(path: Path | str) -> dict[str, Tensor]:
     while isinstance(content, dict) and (
         inner := next((content[k] for k in NESTED if _weights(content.get(k))), None)
     ):
-        content = inner
+        content = dict(inner.items())
     tensors = (
         {k: t.detach() for k, t in content.items() if isinstance(t, Tensor)}
         if isinstance(content, dict)
@@ -82,4 +86,6 @@ def _loaded(path: Path) -> Any:
 
 
 def _weights(content: Any) -> bool:
-    return isinstance(content, dict) and any(isinstance(value, Tensor | dict) for value in content.values())
+    return isinstance(content, dict | ParameterDict) and any(
+        isinstance(value, Tensor | dict) for value in content.values()
+    )
