@@ -16,6 +16,7 @@ import typer
 from .. import __version__
 from ..errors import MezzotintError
 from ..tasks import TASKS
+from .attention import attention
 from .convert import convert
 from .data import data
 from .draw import command
@@ -43,6 +44,7 @@ for task in TASKS.values():
 app.command("interpolate")(interpolate)
 app.command()(replay)
 app.command()(film)
+app.command()(attention)
 app.command()(info)
 app.command()(convert)
 app.command()(serve)

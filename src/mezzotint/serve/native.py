@@ -22,11 +22,12 @@ from .. import __version__
 from ..diffusion.grids import GRIDS
 from ..diffusion.samplers import METHODS
 from ..formats.image import open_image, read_recipe
+from ..heat import spelled
 from ..pipeline import Progress
 from ..request import Request as Drawing
 from ..tasks import TASKS
 from ..tasks.problem import levels
-from .explain import forward, reverse, spelled
+from .explain import forward, reverse
 from .http import Asking, Refused, Serving, base64_of, events, fields_of, line
 from .keys import Caller
 from .service import Service
