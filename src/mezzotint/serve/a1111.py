@@ -18,6 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
+from pydantic import BaseModel
 
 from ..diffusion.grids import GRIDS
 from ..diffusion.samplers import SAMPLERS
@@ -30,7 +31,21 @@ from .native import PROBLEMS
 from .service import Service
 from .store import Job
 
-router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], responses=PROBLEMS)
+
+class Trouble(BaseModel):
+    """A failure, in that program's form."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
+router = APIRouter(
+    prefix="/sdapi/v1",
+    tags=["automatic1111"],
+    responses={status: {**told, "model": Trouble} for status, told in PROBLEMS.items()},
+)
 NAMES = {title.lower(): name for name, title in TITLES.items()}
 AUTOMATIC = "Automatic"
 UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
