@@ -217,8 +217,11 @@ class Pipeline:
     def _images(self, fields: dict[str, Any]) -> list[Image.Image]:
         return [event.image for event in self.generate(Request.parse(fields)) if isinstance(event, Picture)]
 
-    def settle(self, request: Request) -> Settled:
-        """The request with nothing left open. Raises UsageError for what this model cannot do."""
+    def settle(self, request: Request, *, files: bool = True) -> Settled:
+        """The request with nothing left open. Raises UsageError for what this model cannot do.
+
+        `files` off: no path is opened that the prompt, or the recipe of the picture given, names (see `Request.parse`).
+        """
         if request.task not in TASKS:
             raise unknown("task", request.task, TASKS)
         task = TASKS[request.task]
@@ -235,7 +238,7 @@ class Pipeline:
             chosen["seed"] = secrets.randbelow(FRESH_SEEDS)
         chosen["prompt"], tagged = tags(chosen["prompt"])
         chosen["loras"] = (*chosen["loras"], *(tag._asdict() for tag in tagged))
-        settled = Settled.parse(chosen)
+        settled = Settled.parse(chosen, files=files)
         loras = self.wardrobe.settled("LoRA", settled.loras)
         embeddings = self.wardrobe.settled("embedding", settled.embeddings)
         settled = settled.model_copy(update={"loras": loras, "embeddings": embeddings})

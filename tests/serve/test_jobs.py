@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mezzotint import Pipeline
-from mezzotint.formats.image import read_recipe
+from mezzotint.formats.image import read_recipe, save_image
 from mezzotint.request import Request
 
 
@@ -104,6 +104,27 @@ def test_pictures_from_afar_are_bytes_in_bounds_and_never_paths(shared, image, s
     answer = shared.post(task="img2img", image=image)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+def test_a_prompt_or_a_recipe_cannot_name_a_path_either(shared, tmp_path):
+    """A LoRA's tag, or the recipe in a picture that is varied, may say /etc/passwd; nobody looks there."""
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"")
+    for path in (str(there), "/nowhere.safetensors"):  # both hear the same: no way to ask what exists
+        recipe = {"task": "text2img", "prompt": "cats", "loras": [{"name": path, "weight": 1.0}]}
+        red = Image.new("RGB", (16, 16), "red")
+        forged = save_image(tmp_path / "forged.png", red, recipe, replace=True)
+        image = base64.b64encode(forged.read_bytes()).decode()
+        for fields in (
+            {"prompt": f"cats <lora:{path}:1>"},
+            {"task": "vary", "prompt": "", "image": image},
+            {"loras": [path]},
+            {"loras": [{"name": path}]},
+            {"embeddings": [path]},
+        ):
+            answer = shared.post(**fields)
+            assert answer.status_code == 400
+            assert "is a path" in answer.json()["error"]["message"]
 
 
 def test_a_canvas_is_bounded_before_it_is_made(shared):

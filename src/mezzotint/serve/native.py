@@ -163,7 +163,8 @@ def noise_levels(
 @router.post("/jobs", status_code=202, openapi_extra=body_of(JobRequest))
 async def submit(request: Request, service: Serving, caller: Asking) -> JobOut:
     """Accept a job. When this answers, the job is on disk and will end. Pictures are their files' bytes in base64."""
-    given = await fields_of(request)
+    body = await fields_of(request)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
     asked = await run_in_threadpool(JobRequest.parse, given, files=False)
     fields = {name: getattr(asked, name) for name in asked.model_fields_set - {"model", "deadline"}}
     job = await run_in_threadpool(

@@ -311,7 +311,7 @@ class Service:
             if isinstance(value, Input):
                 self._check_picture(name, value)
         self._check_growth(request)
-        settled = pipeline.settle(request)
+        settled = pipeline.settle(request, files=False)
         self._check_limits(settled)
         return settled
 
@@ -320,7 +320,7 @@ class Service:
         for _, value in request:
             if isinstance(value, Input):
                 self.store.keep_upload(value.sha256, value.data)
-        return {name: value.told() if isinstance(value, Input) else value for name, value in request}
+        return request.model_dump(mode="json")
 
     def _read(self, job: Job) -> Settled:
         """The request of a job, its pictures beside it."""
