@@ -12,7 +12,7 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
 	"a guitar to the left of a red heart"
 
-.PHONY: demo test test-all lint model evaluate benchmark clean
+.PHONY: demo gallery test test-all lint model evaluate benchmark clean
 
 demo: $(VENV)/.core
 	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
@@ -36,12 +36,16 @@ model: $(VENV)/.train
 	for stage in vae vae-fine text text-fine; do $(BIN)/mezzotint train configs/emoji-$$stage.toml || exit; done
 	$(BIN)/mezzotint train configs/emoji.toml
 
+gallery: $(VENV)/.core
+	$(BIN)/python benchmarks/gallery.py
+
 evaluate: $(VENV)/.train
 	$(BIN)/mezzotint evaluate --data $(EMOJI)/data --judge $(EMOJI)/judge.safetensors --out out/evaluation
 
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/serve.py --out out/serve
 
 clean:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from drawing import apart, drawn
+from mezzotint import Request
 from mezzotint.codec import Pixels
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.image import to_image, to_tensor
@@ -49,6 +50,13 @@ def test_what_is_left_stays(pixels, photo, method, damage):
     assert apart(batch[0], left) > 20
 
 
+def test_a_small_picture_is_what_the_means_of_the_restored_one_are(pixels, photo):
+    small = photo.resize((4, 4), Image.Resampling.BOX)
+    [image] = drawn(pixels, **RESTORE, image=small, damage="smaller:4", width=16, height=16)
+    assert image.image.size == (16, 16)
+    assert abs(to_tensor(image.image.resize((4, 4), Image.Resampling.BOX)) - to_tensor(small)).mean() < 0.15
+
+
 def test_holes_and_latents(pipe, photo):
     mask = Image.new("L", (16, 16))
     mask.paste(255, (4, 4, 10, 10))
@@ -87,6 +95,8 @@ def test_an_inverted_picture_returns(pipe, photo):
     [back] = drawn(pipe, **asked)
     [ddim] = drawn(pipe, **asked, method="ddim")
     assert apart(back, seen(pipe, photo)) <= 1
+    *_, again = pipe.generate(pipe.settle(Request.parse(asked)))  # settled once more
+    assert apart(again, back) == 0
     assert apart(ddim, seen(pipe, photo)) > 1
     [other] = drawn(pipe, **asked, prompt_to="two green cats")
     assert apart(other, back) > 1

@@ -77,12 +77,12 @@ def resampled(sampler: Sampler, known: Known, *, times: int) -> Sampler:
     def walk(
         denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, *, noise: Noise, **knobs: Any
     ) -> Iterator[Step]:
-        own = _numbered(noise, 2 * times)
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             for j in range(times):
-                held = replaced(denoise, known, own(i)(2 + times + j).to(x))
-                step = _once(sampler, held, x, sigmas[i : i + 2], cond, own(i), knobs)
-                x = step.x if j == times - 1 else step.x + math.sqrt(s**2 - t**2) * own(i)(2 + j).to(x)
+                own = _block(noise, i * times + j, 2)
+                held = replaced(denoise, known, own(2).to(x))
+                step = _once(sampler, held, x, sigmas[i : i + 2], cond, own, knobs)
+                x = step.x if j == times - 1 else step.x + math.sqrt(s**2 - t**2) * own(3).to(x)
             yield Step(i, t, x, step.denoised)
 
     return walk
@@ -98,18 +98,18 @@ def corrected(sampler: Sampler, known: Known, *, times: int, keep: float = 0.8, 
     def walk(
         denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, *, noise: Noise, **knobs: Any
     ) -> Iterator[Step]:
-        own = _numbered(noise, times)
 
         def answering(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
             return known.put(denoise(x, sigma, cond), known.value)
 
         fresh = math.sqrt(1 - keep**2)
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
+            own = _block(noise, i, times)
             for j in range(times):
                 d = denoise(x, x.new_full((len(x),), s), cond)
                 target = d + (1 + push) * known.part(known.value - d)
-                x = target + keep * (x - target) + s * fresh * own(i)(2 + j).to(x)
-            step = _once(sampler, answering, x, sigmas[i : i + 2], cond, own(i), knobs)
+                x = target + keep * (x - target) + s * fresh * own(2 + j).to(x)
+            step = _once(sampler, answering, x, sigmas[i : i + 2], cond, own, knobs)
             x = step.x
             yield Step(i, t, x, step.denoised)
 
@@ -130,6 +130,6 @@ def _once(
     return step
 
 
-def _numbered(noise: Noise, times: int) -> Callable[[int], Noise]:
-    """Noise of step i that nothing else draws: two for the sampler's own step, `times` for what stands around it."""
-    return lambda i: lambda k: noise(i * (times + 2) + k)
+def _block(noise: Noise, block: int, more: int) -> Noise:
+    """Noise that no other block draws: two for a sampler's own step (0 and 1), `more` for what stands around it."""
+    return lambda k: noise(block * (more + 2) + k)

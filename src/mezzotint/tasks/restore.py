@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..codec import Pixels
@@ -102,6 +103,10 @@ def _damaged(request: Settled) -> tuple[Tensor, Part]:
         part = DAMAGES[kind](float(amount), size)
     except ValueError as error:
         raise UsageError(f"damage {kind} needs a number, for instance {kind}:4; got '{amount}'") from error
+    if kind == "smaller":  # whether it was given small or large
+        count = int(float(amount))
+        small = flatten(image).resize((size[0] // count, size[1] // count), Image.Resampling.BOX)
+        pixels = F.interpolate(to_tensor(small)[None], scale_factor=count, mode="nearest")
     return part(pixels), part
 
 
