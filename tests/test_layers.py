@@ -24,7 +24,7 @@ LAYERS = [  # a module may import from its own row and from rows above it
         "exact",
         "precision",
     },
-    {"pipeline", "tasks", "film", "heat"},
+    {"pipeline", "memory", "tasks", "film", "heat"},
     {"data"},
     {"training", "families", "metrics"},
     {"serve", "cli", "compat", "__main__"},

@@ -7,9 +7,11 @@ for a model of pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .nets import AutoencoderKL
@@ -33,11 +35,51 @@ class Codec(Protocol):
         """[B, C, h, w] -> [B, 3, H, W] in about [-1, 1]."""
 
 
+def tiled(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, factor: int) -> Tensor:
+    """`decode` of z [B, C, h, w] in tiles of `tile` latents that overlap by a quarter, blended linearly there.
+
+    A tile sees no more than itself (its normalisations too), so that the picture is nearly, not quite, the same.
+    """
+    step = tile - tile // 4
+    picture = weights = None
+    for top in _starts(z.shape[2], tile, step):
+        for left in _starts(z.shape[3], tile, step):
+            part = decode(z[:, :, top : top + tile, left : left + tile].contiguous())
+            if picture is None or weights is None:
+                size = z.shape[2] * factor, z.shape[3] * factor
+                picture, weights = part.new_zeros(*part.shape[:2], *size), part.new_zeros(size)
+            height, width = part.shape[2:]
+            fade = _ramp(part, height, tile // 4 * factor)[:, None] * _ramp(part, width, tile // 4 * factor)
+            place = (
+                ...,
+                slice(top * factor, top * factor + height),
+                slice(left * factor, left * factor + width),
+            )
+            picture[place] += part * fade
+            weights[place] += fade
+    assert picture is not None
+    assert weights is not None
+    return picture / weights
+
+
+def _starts(size: int, tile: int, step: int) -> list[int]:
+    """Where tiles begin: every `step`, and the last one at the end."""
+    return [*range(0, max(1, size - tile), step), max(0, size - tile)] if size > tile else [0]
+
+
+def _ramp(like: Tensor, size: int, overlap: int) -> Tensor:
+    """[size]: rises over `overlap`, stays, falls; never 0."""
+    at = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
+    return torch.minimum(at, size - at).clamp(max=overlap) / overlap
+
+
 @dataclass(frozen=True)
 class Latents:
     """An autoencoder's latents, brought to unit scale."""
 
     vae: AutoencoderKL
+    # decode so many latents of a side at a time: less memory, and seams that are blended
+    tile: int | None = field(default=None, kw_only=True)
 
     @property
     def factor(self) -> int:
@@ -54,7 +96,12 @@ class Latents:
 
     def decode(self, z: Tensor) -> Tensor:
         unscaled = z / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(unscaled.to(self.vae.dtype)).to(z.dtype)
+        if self.tile is None or max(z.shape[2:]) <= self.tile:
+            return self._decode(unscaled)
+        return tiled(self._decode, unscaled, self.tile, self.factor)
+
+    def _decode(self, unscaled: Tensor) -> Tensor:
+        return self.vae.decode(unscaled.to(self.vae.dtype)).to(unscaled.dtype)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from .formats.native import NativeConfigs, is_native, read_native
 from .formats.opened import read_parts
 from .formats.scheduler import Plan
 from .labels import LabelEncoder
+from .memory import fitting
 from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .precision import chosen, name_of
@@ -298,11 +299,11 @@ class Pipeline:
                 "seed": settled.seed + first,
                 "num_images": min(at_a_time, settled.num_images - first),
             }
-            yield from self._draw(settled.model_copy(update=part), first)
+            yield from fitting(self, settled, at_a_time)._draw(settled.model_copy(update=part), first)
 
     def _together(self, request: Settled) -> int:
         _, height, width = self.shape(request)
-        return max(1, min(TOGETHER, SMALL // (height * width))) if self.exact else TOGETHER
+        return max(1, min(TOGETHER, SMALL // (height * width))) if self.device.type == "cpu" else TOGETHER
 
     @torch.inference_mode()
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:

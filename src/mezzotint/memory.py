@@ -1,0 +1,138 @@
+"""How much memory a run will take beyond the weights, and how much there is: said before, not found out after.
+
+The nets hold a few maps of their finest level at a time; how many was measured once, rounded up. An autoencoder's last
+level is as large as the picture and has hundreds of channels: where that does not fit, it decodes in tiles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .codec import Codec, Latents
+from .nets import UNetConfig, VAEConfig
+from .nets.layers import Conv2d
+from .precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+    from .request import Settled
+
+DRAWING = (
+    40  # maps of the U-Net's first width, for each row: those that the way up will meet, and what is at work
+)
+DECODING = 5  # maps of the autoencoder's second width, at the size of the picture
+TILE = 64  # latents of a side that are decoded at a time when memory is short
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class ShortOfMemory(UserWarning):
+    """A run needs more memory than is free."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes."""
+
+    remembered: int  # what layers will make of their weights and keep, at the first run
+    drawing: int
+    decoding: int
+
+    @property
+    def total(self) -> int:
+        """At the highest point: a picture is decoded when all are drawn."""
+        return self.remembered + max(self.drawing, self.decoding)
+
+
+def fitting(pipeline: Pipeline, request: Settled, together: int) -> Pipeline:
+    """`pipeline`, or one that decodes in tiles if that makes it fit; warns of that, or of what else to change."""
+    needed, there = need(pipeline, request, together), free(pipeline.device)
+    if there is None or needed.total <= there:
+        return pipeline
+    told = f"this run needs about {needed.total / 2**30:.1f} GiB, {there / 2**30:.1f} GiB are free"
+    codec, side = pipeline.codec, TILE * pipeline.codec.factor
+    if isinstance(codec, Latents) and max(request.height, request.width) > side:
+        tiled = replace(codec, tile=TILE)
+        if needed.remembered + max(needed.drawing, _decoding(tiled, side, side)) <= there:
+            warnings.warn(
+                f"{told}: pictures are decoded in tiles of {side} pixels", ShortOfMemory, stacklevel=3
+            )
+            return replace(pipeline, codec=tiled)
+    ways = [f"draw fewer than {together} at a time"] if together > 1 else []
+    ways += ["ask for a smaller picture"]
+    ways += ["load the model with precision bfloat16"] if pipeline.precision == "float32" else []
+    warnings.warn(f"{told}; {', or '.join(ways)}", ShortOfMemory, stacklevel=3)
+    return pipeline
+
+
+def need(pipeline: Pipeline, request: Settled, together: int) -> Need:
+    """What a run takes beyond the weights, about; `together` pictures at a time."""
+    _, height, width = pipeline.shape(request)
+    itemsize, rows = PRECISIONS[pipeline.precision].itemsize, together * (1 + (request.guidance_scale != 1))
+    nets = [
+        pipeline.denoiser.net,
+        pipeline.codec.vae.decoder if isinstance(pipeline.codec, Latents) else None,
+    ]
+    return Need(
+        sum(remembered(net) for net in nets if isinstance(net, torch.nn.Module)),
+        drawing(pipeline.configs.unet, rows, height, width, itemsize),
+        _decoding(pipeline.codec, request.height, request.width),
+    )
+
+
+def _decoding(codec: Codec, height: int, width: int) -> int:
+    if not isinstance(codec, Latents):
+        return 0
+    return decoding(codec.vae.config, height, width, codec.vae.dtype.itemsize)
+
+
+def drawing(config: UNetConfig, rows: int, height: int, width: int, itemsize: int) -> int:
+    """Bytes of one evaluation of a U-Net on `rows` maps of height x width."""
+    return DRAWING * config.block_out_channels[0] * rows * height * width * itemsize
+
+
+def decoding(config: VAEConfig, height: int, width: int, itemsize: int) -> int:
+    """Bytes of decoding one picture of height x width pixels."""
+    widths = config.block_out_channels
+    return DECODING * widths[min(1, len(widths) - 1)] * height * width * itemsize
+
+
+def remembered(net: torch.nn.Module) -> int:
+    """Bytes that frozen convolutions of `net` will keep beside their weights and do not keep yet."""
+    total = 0
+    for layer in net.modules():
+        if not isinstance(layer, Conv2d) or not layer.frozen or layer.remembered:
+            continue
+        if layer.weight.dtype != torch.float32:
+            total += layer.weight.nbytes
+        elif layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+            total += 3 * layer.weight.nbytes  # 16 / 9 or 36 / 9 of them, see nets/winograd.py
+    return total
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that may still be had on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [value for value in (_available(), _allowed()) if value is not None]
+    return min(found) if device.type == "cpu" and found else None
+
+
+def _available() -> int | None:
+    """What the system has."""
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _allowed() -> int | None:
+    """What the container leaves."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return max(0, int(limit) - int(used)) if limit != "max" else None
+    except OSError:
+        return None
