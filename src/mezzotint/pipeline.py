@@ -44,7 +44,7 @@ from .prompt import Script, tags
 from .request import Request, Settled
 from .tasks import TASKS
 from .tasks.canvas import area
-from .tasks.problem import solve
+from .tasks.problem import prepared, solve
 from .text import Encoder, TextEncoder
 from .wardrobe import Wardrobe
 
@@ -308,7 +308,9 @@ class Pipeline:
     @torch.inference_mode()
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:
         """The pictures of a settled request, drawn together; `first` is the number of the first."""
-        problem = TASKS[request.task].state(self.wearing(request), request)
+        dressed = self.wearing(request)
+        problem = TASKS[request.task].state(dressed, request)
+        problem = problem._replace(cond=prepared(dressed, problem.cond))
         knobs = dict(self.plan.sampler_knobs) if request.sampler == self.plan.sampler else {}
         if request.eta is not None:
             knobs["eta"] = request.eta

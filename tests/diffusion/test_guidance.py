@@ -229,3 +229,17 @@ def test_saying_replaces_the_text_alone():
     )
     assert (heard.text.shape, heard.pooled.shape, heard.mask) == ((3, 2, 4), (3, 5), None)
     assert heard.concat is concat
+
+
+def test_what_is_made_of_one_text_alone_is_not_taken_for_the_other():
+    heard = []
+
+    def denoise(x, sigma, cond):
+        heard.append(cond)
+        return x
+
+    x, sigma, text, keys = torch.randn(1, 2, 4, 4), torch.ones(1), torch.randn(1, 3, 5), torch.randn(1, 3, 7)
+    plain, made = Cond(text=text), Cond(text=text, keys=keys)
+    for null, cond in ((plain, made), (made, plain), (made, made)):
+        cfg(denoise, 3.0, null)(x, sigma, cond)
+    assert [each.keys is None for each in heard] == [True, True, False]

@@ -327,3 +327,33 @@ def test_attention_can_be_seen_and_changed():
     assert [number for number, _, _ in seen] == list(range(len(seen)))  # numbered as they run
     assert {(cross, count) for _, cross, count in seen} == {(False, 64), (False, 16), (False, 4), (True, 5)}
     assert not torch.allclose(blind, net(z, t, cond), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "pooled_text"])
+@torch.no_grad()
+def test_what_is_made_of_the_text_once_is_what_is_made_at_every_step(name: str) -> None:
+    _, net = pair(name)
+    z, t, cond = inputs(net.config)
+    if net.config.addition_embed_type == "text_time":
+        cond = cond._replace(pooled=torch.randn(2, 64))
+    prepared = net.prepared(cond)
+    assert prepared.keys is not None
+    assert (prepared.told is None) == (net.add_embedding is None)
+    torch.testing.assert_close(net(z, t, prepared), net(z, t, cond), rtol=1e-4, atol=1e-5)
+    # it is indeed not made again: of another text nothing is seen
+    other = prepared._replace(text=torch.randn_like(cond.text))
+    assert torch.equal(net(z, t, other), net(z, t, prepared))
+
+
+@torch.no_grad()
+def test_what_is_made_of_a_row_does_not_depend_on_the_others() -> None:
+    _, net = pair("pooled_text")
+    *_, cond = inputs(net.config)
+    both = net.prepared(cond)
+    for i in range(2):
+        alone = net.prepared(cond.map(lambda field, i=i: field[i : i + 1]))
+        assert torch.equal(alone.keys, both.keys[i : i + 1])
+        assert torch.equal(alone.told, both.told[i : i + 1])
+    spread = net.prepared(cond.map(lambda field: field[:1].expand(5, *field.shape[1:])))
+    assert spread.keys.stride(0) == 0
+    assert torch.equal(spread.keys[4], both.keys[0])

@@ -68,12 +68,13 @@ def interval(guided: Denoise, plain: Denoise, sigma_lo: float, sigma_hi: float) 
 def saying(denoise: Denoise, text: Cond) -> Denoise:
     """`denoise` that hears `text`, 1 row or B, in the place of every text that it is told.
 
-    Its fields text, pooled and mask; the others stay what the sampler gives.
+    Its class and what is joined to the picture stay what the sampler gives.
     """
 
     def telling(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         said = text.map(lambda field: field.expand(len(x), *field.shape[1:]))
-        return denoise(x, sigma, cond._replace(text=said.text, pooled=said.pooled, mask=said.mask))
+        heard = said._replace(label=cond.label, concat=cond.concat)
+        return denoise(x, sigma, heard)
 
     return telling
 
@@ -149,6 +150,11 @@ def _beside(null: Cond, cond: Cond, rows: int) -> Cond:
     if null.text is not None and cond.text is not None and null.text.shape[1] != cond.text.shape[1]:
         length = max(null.text.shape[1], cond.text.shape[1])
         null, cond = _filled(null, length), _filled(cond, length)
+    if (null.keys is None, null.told is None) != (
+        cond.keys is None,
+        cond.told is None,
+    ):  # made of one, not of the other
+        null, cond = (each._replace(keys=None, told=None) for each in (null, cond))
     return Cond(*(_pair(n, c, rows) for n, c in zip(null, cond, strict=True)))
 
 
@@ -158,7 +164,7 @@ def _filled(cond: Cond, length: int) -> Cond:
     assert text is not None
     mask = text.new_ones(text.shape[:2], dtype=torch.bool) if cond.mask is None else cond.mask
     more = length - text.shape[1]
-    return cond._replace(text=F.pad(text, (0, 0, 0, more)), mask=F.pad(mask, (0, more)))
+    return cond._replace(text=F.pad(text, (0, 0, 0, more)), mask=F.pad(mask, (0, more)), keys=None, told=None)
 
 
 def _pair(null: Tensor | None, given: Tensor | None, rows: int) -> Tensor | None:

@@ -20,6 +20,9 @@ class Cond(NamedTuple):
     mask: Tensor | None = None  # [B, L] True where a text state counts
     label: Tensor | None = None  # [B] class index
     concat: Tensor | None = None  # [B, C', *S] joined to the net's input: mask, masked image, low resolution
+    # What a net has made of text and pooled already, so that it is not made again at every step; see `UNet.prepared`.
+    keys: Tensor | None = None  # [B, L, K] keys and values of all its attention to the text
+    told: Tensor | None = None  # [B, P'] what it is told beside the time
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Cond:
         """The same with `f` applied to every field that is there."""

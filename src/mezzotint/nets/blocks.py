@@ -70,6 +70,9 @@ class Context(NamedTuple):
     text: Tensor | None  # [B, L, D]
     mask: Tensor | None = None  # [B, 1, 1, L] True where a text state counts
     control: Control | None = None
+    keys: Tensor | None = (
+        None  # [B, L, K] keys and values of all attention to the text, if they are made already
+    )
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -227,6 +230,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, upcast: bool = False) -> None:
         super().__init__()
         self.place = Place(0, cross=context_dim is not None)  # a U-Net numbers its own
+        self.start = 0  # where its keys stand among those of all; the values follow
         context_dim = context_dim or dim
         self.heads, self.upcast = heads, upcast
         self.to_q = Linear(dim, dim, bias=False)
@@ -244,10 +248,17 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         control: Control | None = None,
+        keys: Tensor | None = None,
     ) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; `mask` as in `attend`, in whose place `control` stands if there is one."""
+        """[B, N, dim] -> [B, N, dim]; `mask` as in `attend`, in whose place `control` stands if there is one.
+
+        `keys` [B, M, K] holds what `keys_values` makes of the context, of this attention and others.
+        """
         q = self.to_q(x)
-        k, v = self.keys_values(x if context is None else context)
+        if keys is None:
+            k, v = self.keys_values(x if context is None else context)
+        else:
+            k, v = keys.narrow(-1, self.start, 2 * q.shape[-1]).chunk(2, dim=-1)
         look = attend if control is None else partial(control, self.place)
         if self.upcast:  # q k^T of some models overflows float16
             return self.to_out[0](look(q.float(), k.float(), v.float(), self.heads, mask).to(q.dtype))
@@ -311,7 +322,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.attn1(self.norm1(x), control=context.control)
-        x = x + self.attn2(self.norm2(x), context.text, context.mask, context.control)
+        x = x + self.attn2(self.norm2(x), context.text, context.mask, context.control, context.keys)
         return x + self.ff(self.norm3(x))
 
 

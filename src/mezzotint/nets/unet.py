@@ -323,6 +323,41 @@ class UNet(nn.Module):
 
         for number, attention in enumerate(m for m in self.modules() if isinstance(m, Attention)):
             attention.place = attention.place._replace(number=number)
+        start = 0
+        for attention in self._cross():
+            attention.start = start
+            start += 2 * attention.to_k.out_features
+
+    def _cross(self) -> list[Attention]:
+        """All attention to the text, in the order in which it runs."""
+        return [module for module in self.modules() if isinstance(module, Attention) and module.place.cross]
+
+    def prepared(self, cond: Cond) -> Cond:
+        """`cond` with what does not change while it is the same: keys and values of the text, what is told of it.
+
+        Each row is made by itself, and rows that are views of one are made once, so that none depends on the others.
+        """
+        if cond.text is None:
+            return cond
+        same = all(field is None or field.stride(0) == 0 for field in (cond.text, cond.pooled, cond.mask))
+        rows = len(cond.text)
+        made = [self._made(cond, i) for i in range(1 if same else rows)]
+        keys, told = (
+            None if parts[0] is None else torch.cat(parts).expand(rows, *parts[0].shape[1:])
+            for parts in zip(*made, strict=True)
+        )
+        return cond._replace(keys=keys, told=told)
+
+    def _made(self, cond: Cond, i: int) -> tuple[Tensor | None, Tensor | None]:
+        """(keys, told) of row i."""
+        dtype = self.conv_in.weight.dtype
+        cond = cond.map(
+            lambda field: field[i : i + 1].to(dtype if field.is_floating_point() else field.dtype)
+        )
+        assert cond.text is not None
+        cross = self._cross()
+        pairs = [part for attention in cross for part in attention.keys_values(cond.text)]
+        return (torch.cat(pairs, dim=-1) if pairs else None), self._beside(cond)
 
     def forward(self, z: Tensor, t: Tensor, cond: Cond = Cond(), *, control: Control | None = None) -> Tensor:
         """z [B, C, H, W], t [B] (or one number for all), cond.text [B, L, D] -> [B, C_out, H, W].
@@ -339,7 +374,7 @@ class UNet(nn.Module):
         if cond.concat is not None:
             z = torch.cat([z, cond.concat], dim=1)
         mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
-        context = Context(cond.text, mask, control)
+        context = Context(cond.text, mask, control, cond.keys)
         time = self._time(t.expand(len(z)), cond, dtype)  # [B, time_dim]
 
         x = self.conv_in(z)
@@ -358,12 +393,18 @@ class UNet(nn.Module):
             t, config.block_out_channels[0], flip=config.flip_sin_to_cos, shift=config.freq_shift
         )
         time = self.time_embedding(waves.to(dtype))
-        if self.add_embedding is not None:
-            told = (cond.pooled,) if self._takes_pooled else (cond.text, cond.mask)
-            time = time + self.add_embedding(*told)
+        told = self._beside(cond) if cond.told is None else cond.told
+        if told is not None:
+            time = time + told
         if self.class_embedding is not None:
             time = time + self.class_embedding(cond.label).to(dtype)
         return silu(time)
+
+    def _beside(self, cond: Cond) -> Tensor | None:
+        """What is told beside the time, of text or sizes: [B, time_dim]."""
+        if self.add_embedding is None:
+            return None
+        return self.add_embedding(*((cond.pooled,) if self._takes_pooled else (cond.text, cond.mask)))
 
     @property
     def _takes_pooled(self) -> bool:

@@ -26,7 +26,7 @@ from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
 from ..formats.image import resized, to_tensor
-from ..nets import text_time
+from ..nets import UNet, text_time
 from ..prompt import Script
 
 if TYPE_CHECKING:
@@ -125,6 +125,12 @@ def _heard(pipeline: Pipeline, request: Settled, text: str) -> Cond:
     return sized(pipeline, request, pipeline.encoder(text), request.aesthetic_score)
 
 
+def prepared(pipeline: Pipeline, cond: Cond) -> Cond:
+    """`cond` with what the pipeline's net makes of it once and for all, where it can."""
+    net = getattr(pipeline.denoiser, "net", None)  # any function may stand for the denoiser
+    return net.prepared(cond) if isinstance(net, UNet) else cond
+
+
 def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Cond:
     """`cond`, of one row, as the U-Net takes it: SDXL is also told sizes, its refiner a size and a score.
 
@@ -156,7 +162,10 @@ def guided(
     said = list(zip(prompt.texts(steps), negative.texts(steps), strict=True))
     stages = {(text, null): _away_from(null, pipeline, request, sigmas, denoiser) for text, null in said}
     if not prompt.constant:
-        stages = {pair: saying(stage, _heard(pipeline, request, pair[0])) for pair, stage in stages.items()}
+        stages = {
+            pair: saying(stage, prepared(pipeline, _heard(pipeline, request, pair[0])))
+            for pair, stage in stages.items()
+        }
     return staged([stages[pair] for pair in said], sigmas)
 
 
@@ -174,6 +183,7 @@ def _away_from(
         return plain
     null = pipeline.encoder.null(negative)
     null = sized(pipeline, request, null, request.negative_aesthetic_score)
+    null = null if denoiser is not None else prepared(pipeline, null)
     strong = cfg(bare, request.guidance_scale, null, rescale=request.guidance_rescale)
     states = 0 if null.text is None else null.text.shape[1]
     strong = held(strong, f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states")
