@@ -73,8 +73,9 @@ def need(pipeline: Pipeline, request: Settled, together: int) -> Need:
     """What a run takes beyond the weights, about; `together` pictures at a time."""
     _, height, width = pipeline.shape(request)
     itemsize, rows = PRECISIONS[pipeline.precision].itemsize, together * (1 + (request.guidance_scale != 1))
+    net = getattr(pipeline.denoiser, "net", None)  # any function may stand for the denoiser
     nets = [
-        pipeline.denoiser.net,
+        net,
         pipeline.codec.vae.decoder if isinstance(pipeline.codec, Latents) else None,
     ]
     return Need(

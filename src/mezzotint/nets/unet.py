@@ -332,6 +332,7 @@ class UNet(nn.Module):
         """All attention to the text, in the order in which it runs."""
         return [module for module in self.modules() if isinstance(module, Attention) and module.place.cross]
 
+    @torch.no_grad()
     def prepared(self, cond: Cond) -> Cond:
         """`cond` with what does not change while it is the same: keys and values of the text, what is told of it.
 
