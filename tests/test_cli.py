@@ -93,7 +93,7 @@ def test_every_flag_of_a_request_arrives(call, here):
         "eta": ("--eta", "0.5"),
         "aesthetic_score": ("--aesthetic", "7.0"),
     }
-    files = {"loras", "embeddings"}  # see test_wardrobe
+    files = {"loras", "embeddings", "mark"}  # see test_wardrobe and test_origin
     assert given.keys() | files == {name for name in TASKS["text2img"].fields if flag(name)}
     flags = [word for pair in given.values() for word in pair]
     assert call(*RED, *flags, "--size", "32x16", "-o", "a.png")[0] == 0

@@ -15,6 +15,8 @@ LAYERS = [  # a module may import from its own row and from rows above it
         "catalog",
         "codec",
         "labels",
+        "mark",
+        "origin",
         "extras",
         "prompt",
         "text",

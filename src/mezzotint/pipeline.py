@@ -36,6 +36,7 @@ from .formats.native import NativeConfigs, is_native, read_native
 from .formats.opened import read_parts
 from .formats.scheduler import Plan
 from .labels import LabelEncoder
+from .mark import marked
 from .memory import fitting
 from .nets.blocks import channels_last
 from .nets.layers import frozen
@@ -324,7 +325,8 @@ class Pipeline:
             x = step.x
             yield self._progress(request, step, first, float(problem.sigmas[0]))
         for i in range(request.num_images):
-            image = problem.finish(self._picture(x[i : i + 1], request.seed + i))
+            drawn = self._picture(x[i : i + 1], request.seed + i)
+            image = problem.finish(marked(drawn) if request.mark else drawn)
             yield Picture(first + i, image, self.recipe(request, i))
 
     def _picture(self, z: Tensor, seed: int) -> Image.Image:

@@ -98,6 +98,11 @@ class Request(BaseModel):
         Flag("--eta"),
         Field(ge=0, le=10, description="fresh noise in samplers that can mix it in: 0 none, 1 ancestral"),
     ] = None
+    mark: Annotated[
+        bool,
+        Flag("--mark"),
+        Field(description="put an invisible mark into the pixels, which `verify` finds again"),
+    ] = False
     width: Annotated[int | None, Field(ge=1, description="pixels")] = None
     height: Annotated[int | None, Field(ge=1, description="pixels")] = None
     original_width: Annotated[

@@ -159,6 +159,17 @@ def test_how_it_works(shared):
     )
 
 
+def test_pictures_are_marked_and_verified(shared, model):
+    done = shared.wait(shared.post(seed=8, width=96, height=96).json()["id"])
+    png = shared.client.get(done["pictures"][0]["url"]).content
+    assert done["pictures"][0]["recipe"]["mark"] is True
+    told = shared.client.post("/api/verify", content=png).json()
+    assert (told["label"], told["recipe"]["seed"]) == ("trainedAlgorithmicMedia", 8)
+    assert 0 < told["mark"]["chance"] <= 1  # in a picture that is all noise it drowns; see test_mark
+    alone = Pipeline.load(model, device="cpu")("a red apple", seed=8, width=96, height=96, mark=True)[0]
+    assert np.array_equal(pixels(png), np.asarray(alone))
+
+
 def test_recipes_are_read(shared):
     done = shared.wait(shared.post(seed=8).json()["id"])
     png = shared.client.get(done["pictures"][0]["url"]).content

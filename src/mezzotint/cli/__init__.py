@@ -27,6 +27,7 @@ from .interpolate import interpolate
 from .replay import replay
 from .serve import keys, serve
 from .train import train
+from .verify import verify
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -48,6 +49,7 @@ app.command()(attention)
 app.command()(info)
 app.command()(convert)
 app.command()(serve)
+app.command()(verify)
 app.add_typer(keys, name="keys")
 app.command()(train)
 app.command()(evaluate)

@@ -44,6 +44,7 @@ def serve(
     origin: Annotated[
         list[str] | None, typer.Option(help="A site whose pages may call, for instance https://example.org.")
     ] = None,
+    mark: Annotated[bool, typer.Option(help="Put an invisible mark into every picture.")] = True,
     blocked: Annotated[
         Path | None, typer.Option(help="A file of words that prompts may not have, one a line.")
     ] = None,
@@ -59,7 +60,8 @@ def serve(
 
     settings = Settings(
         data=data, models=tuple(model or ["emoji"]), host=host, port=port, origins=tuple(origin or ()), device=device,
-        running=running, memory=memory * 1e9, blocked=blocked, limits=Limits(waiting=waiting, deadline=deadline),
+        running=running, memory=memory * 1e9, mark=mark, blocked=blocked,
+        limits=Limits(waiting=waiting, deadline=deadline),
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     Show(False).note(f"open http://{shown}:{port}/ when it is ready; pictures lie in {data}; Ctrl-C stops")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,17 @@ from torch import Tensor
 
 from ..errors import MezzotintError
 from .atomic import new_file
-from .recipe import CHUNK, COMPOSITE, GENERATED, TEXT_CHUNK, parse_infotext, png_info, xmp
+from .recipe import (
+    CHUNK,
+    COMPOSITE,
+    GENERATED,
+    SOURCE_TYPE,
+    TEXT_CHUNK,
+    XMP_CHUNK,
+    parse_infotext,
+    png_info,
+    xmp,
+)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000  # as much as a good camera makes
@@ -146,6 +157,20 @@ def read_recipe(source: Path | str | bytes, *, name: str = "the picture") -> dic
     if TEXT_CHUNK in texts:
         return parse_infotext(texts[TEXT_CHUNK])
     raise MezzotintError(f"{name} carries no recipe; only PNGs that were not re-saved by another program do")
+
+
+def read_source(source: Path | str | bytes, *, name: str = "the picture") -> str | None:
+    """IPTC's word for how a picture came about, from its XMP, whatever the format; None if it has none.
+
+    Raises MezzotintError if the picture cannot be opened.
+    """
+    name = name if isinstance(source, bytes) else str(source)
+    with _explained(name):
+        picture = _opened(source, name, MAX_PIXELS)
+    packet = picture.info.get("xmp") or picture.info.get(XMP_CHUNK) or ""
+    text = packet.decode(errors="replace") if isinstance(packet, bytes) else str(packet)
+    found = re.search(re.escape(SOURCE_TYPE) + r"(\w+)", text)
+    return found[1] if found else None
 
 
 def _opened(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image:

@@ -23,6 +23,7 @@ from ..diffusion.grids import GRIDS
 from ..diffusion.samplers import METHODS
 from ..formats.image import open_image, read_recipe
 from ..heat import spelled
+from ..origin import origin
 from ..pipeline import Progress
 from ..request import Request as Drawing
 from ..tasks import TASKS
@@ -290,6 +291,13 @@ async def read(request: Request, service: Serving, caller: Asking) -> dict[str, 
     """The recipe inside a picture that is sent as the body: ours, or AUTOMATIC1111's."""
     data = await upload(request, service)
     return {"recipe": await run_in_threadpool(read_recipe, data)}
+
+
+@router.post("/verify", openapi_extra=BYTES)
+async def verify(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
+    """Where a picture (the body) comes from: its label, its recipe, the invisible mark, and how sure that is."""
+    data = await upload(request, service)
+    return await run_in_threadpool(origin, data, max_pixels=service.settings.limits.upload_pixels)
 
 
 @router.post("/forward", openapi_extra=BYTES)

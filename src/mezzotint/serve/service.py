@@ -196,7 +196,7 @@ class Service:
         for name in ("prompt", "negative_prompt"):
             if isinstance(text := fields.get(name), str) and len(text) > limits.prompt:
                 raise UsageError(f"{name} has {len(text)} characters; at most {limits.prompt} are read")
-        request = Request.parse(fields, files=False)
+        request = Request.parse({"mark": self.settings.mark} | dict(fields), files=False)
         name = self.models.check(model)
         self.keys.check_quota(caller, request.num_images)
         with self.models.use(name) as pipeline:

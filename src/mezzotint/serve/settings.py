@@ -37,6 +37,7 @@ class Settings:
     memory: float = 4e9  # bytes of weights that are kept
     drain: float = 30.0  # seconds that running pictures have when the service is told to stop
     step_batching: bool = True
+    mark: bool = True  # whether pictures are marked where a request does not say
     blocked: Path | None = None  # words that are refused besides those that are built in
     limits: Limits = field(default_factory=Limits)
 
