@@ -208,15 +208,15 @@ def test_only_png_is_written(tmp_path):
 def test_infotext_is_what_other_tools_write():
     text = infotext(RECIPE | {"version": "v1"})
     assert text == (
-        'a cat, (red:1.3) hat: "quoted"\nsecond line 😀 é\n'
+        'a cat, (red:1.3) hat: "quoted"\nsecond line 😀 é <lora:x:0.5>\n'
         "Negative prompt: blurry, low quality\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 123, Size: 128x96, "
         'Model: "emoji, version: 2", RNG: mezzotint, Version: v1'
     )
     back = parse_infotext(text)
-    assert {key: back[key] for key in RECIPE if key in back} == {
-        k: v for k, v in RECIPE.items() if k != "loras"
-    }
+    told = {k: v for k, v in RECIPE.items() if k != "loras"}
+    told["prompt"] += " <lora:x:0.5>"  # what a request reads as the LoRA
+    assert {key: back[key] for key in RECIPE if key in back} == told
 
 
 @pytest.mark.parametrize(
