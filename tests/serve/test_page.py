@@ -30,7 +30,7 @@ def page(browser, shared):
     page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
     page.goto(shared.url)
     page.wait_for_selector("body[data-ready]")
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     yield page
     assert page.complaints == []
     page.close()
