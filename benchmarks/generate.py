@@ -109,7 +109,7 @@ SIDES: dict[str, Callable[[Path, str | None], Draw]] = {
 
 
 def _scheduler(model: Path, grid: str | None) -> Any:
-    """The folder's own, or the same on another grid."""
+    """The folder's own, on another grid if one is given."""
     import diffusers
 
     config = json.loads((model / "scheduler" / "scheduler_config.json").read_text())
@@ -275,7 +275,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=4, help="times that each process draws on the clock")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each side and size of batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--grid", help="another grid than the folder's own, on both sides")
+    parser.add_argument(
+        "--grid",
+        default="trailing",
+        help="of both sides, with whole timesteps: diffusers rounds others, we do not",
+    )
     parser.add_argument("--json", action="store_true", help="rows and facts as JSON instead of a table")
     parser.add_argument("--part", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
