@@ -67,7 +67,8 @@ def test_a_net_of_the_size_of_the_embedded_one():
     )
     net = frozen(channels_last(UNet(config).eval()))
     null, text = torch.randn(1, 32, 256), torch.randn(1, 32, 256)
-    denoise = tried(cfg(Denoiser(net, VariancePreserving(), "v_prediction"), 3.0, Cond(text=null)), {})
+    trials: dict = {}
+    denoise = tried(cfg(Denoiser(net, VariancePreserving(), "v_prediction"), 3.0, Cond(text=null)), trials)
     x = torch.randn(5, 8, 16, 16).contiguous(memory_format=torch.channels_last)
 
     def at(rows):
@@ -79,3 +80,8 @@ def test_a_net_of_the_size_of_the_embedded_one():
         together = at(list(range(5)))
         for i in range(5):
             assert torch.equal(at([i])[0], together[i])
+    if (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+    ):  # where it was found; elsewhere it may be one by one
+        assert trials
+        assert all(trials.values())

@@ -68,11 +68,13 @@ def tile_size(c_in: int, c_out: int, images: int, height: int, width: int) -> in
 
 
 def transformed(weight: Tensor, m: int) -> Tensor:
-    """Filters [C_out, C_in, 3, 3] -> [n^2, C_out, C_in], float32."""
-    flat = (
-        weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
-    )  # of channels_last memory, whole rows are copied
-    return (transforms(m).filters.float() @ flat.float()).view(-1, *weight.shape[:2])
+    """Filters [C_out, C_in, 3, 3] -> [n^2, C_in, C_out], float32.
+
+    In this order: of products with [C_out, C_in], the last bit was found to depend on the number of tiles.
+    """
+    c_out, c_in = weight.shape[:2]
+    flat = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
+    return (transforms(m).filters.float() @ flat.float()).view(-1, c_in, c_out)
 
 
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, m: int) -> Tensor:
@@ -81,7 +83,7 @@ def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, m: int) -> Tensor:
     Some tiles at a time (several small maps, or a strip of a large one), so that what lies between the products
     stays in the cache.
     """
-    n, (images, c_in, height, width), c_out = m + 2, x.shape, filters.shape[1]
+    n, (images, c_in, height, width), c_out = m + 2, x.shape, filters.shape[2]
     down, across = math.ceil(height / m), math.ceil(width / m)
     maps = x.permute(0, 2, 3, 1)  # [B, H, W, C_in]
     y = x.new_empty(images, down, m, across, m, c_out)
@@ -118,7 +120,7 @@ def _tiles(maps: Tensor, filters: Tensor, bias: Tensor | None, y: Tensor, scratc
     windows = maps.as_strided((n, n, b, t, across, c_in), (line, pixel, image, m * line, m * pixel, 1))
     seen.view(windows.shape).copy_(windows)
     torch.mm(into, seen, out=waves)
-    torch.bmm(waves.view(size, tiles, c_in), filters.transpose(1, 2), out=products.view(size, tiles, c_out))
+    torch.bmm(waves.view(size, tiles, c_in), filters, out=products.view(size, tiles, c_out))
     made = torch.mm(out, products).view(m, m, b, t, across, c_out).permute(2, 3, 0, 4, 1, 5)
     if bias is None:
         y.copy_(made)
