@@ -1,7 +1,8 @@
 """How much memory a run will take beyond the weights, and how much there is: said before, not found out after.
 
-The nets hold a few maps of their finest level at a time; how many was measured once, rounded up. An autoencoder's last
-level is as large as the picture and has hundreds of channels: where that does not fit, it decodes in tiles.
+The nets hold a few maps of their finest level at a time; how many is an estimate on the high side, not a measurement.
+An autoencoder's last level is as large as the picture and has hundreds of channels: where that does not fit, it
+decodes in tiles.
 """
 
 from __future__ import annotations
