@@ -44,7 +44,7 @@ COMMANDS = [  # (name of the picture, words of the command)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gallery")
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
     parser.add_argument("--steps", type=int)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
