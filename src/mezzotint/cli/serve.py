@@ -12,11 +12,6 @@ from ..errors import MezzotintError
 from .options import Device, Json
 from .show import Show
 
-Data = Annotated[
-    Path,
-    typer.Option("--data", help="A folder for jobs, pictures, keys and the audit log."),
-]
-
 
 def data_folder() -> Path:
     """Where a person's programs keep what they make (XDG base directories)."""
@@ -24,7 +19,18 @@ def data_folder() -> Path:
     return Path(home).expanduser() / "mezzotint"
 
 
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        default_factory=data_folder,  # asked for when a command runs
+        help="A folder for jobs, pictures, keys and the audit log.",
+    ),
+]
+
+
 def serve(
+    data: Data,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,7 +41,6 @@ def serve(
         str, typer.Option(help="Address to listen at; wider than this machine only with keys.")
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    data: Data = data_folder(),  # noqa: B008
     device: Device = "auto",
     running: Annotated[int, typer.Option(min=1, max=64, help="Pictures drawn at a time.")] = 8,
     waiting: Annotated[int, typer.Option(min=1, help="Jobs that may wait; beyond, clients get 429.")] = 100,
@@ -74,10 +79,10 @@ keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 @keys.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose it is; stands in the audit log.")],
+    data: Data,
     role: Annotated[str, typer.Option(help="user: own jobs; admin: everybody's, and the metrics.")] = "user",
     rate: Annotated[float | None, typer.Option(min=0.01, help="Requests a minute.")] = None,
     quota: Annotated[int | None, typer.Option(min=1, help="Pictures in 24 hours.")] = None,
-    data: Data = data_folder(),  # noqa: B008
     as_json: Json = False,
 ) -> None:
     """Make a key and print it: it is shown this once, only its hash is kept."""
@@ -89,7 +94,7 @@ def add_key(
 
 
 @keys.command("list")
-def list_keys(data: Data = data_folder(), as_json: Json = False) -> None:  # noqa: B008
+def list_keys(data: Data, as_json: Json = False) -> None:
     """Who has a key."""
     from ..serve.store import Store
 
@@ -102,7 +107,7 @@ def list_keys(data: Data = data_folder(), as_json: Json = False) -> None:  # noq
 
 
 @keys.command("revoke")
-def revoke_key(name: Annotated[str, typer.Argument()], data: Data = data_folder()) -> None:  # noqa: B008
+def revoke_key(name: Annotated[str, typer.Argument()], data: Data) -> None:
     """Take a key back; it is refused from the next request on."""
     from ..serve.keys import Keys
     from ..serve.store import Store
