@@ -114,6 +114,18 @@ def noisy(x0: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return (x0 + sigma * noise).contiguous(memory_format=torch.channels_last)
 
 
+def from_noise(pipeline: Pipeline, request: Settled, noise: Noise) -> Problem:
+    """Down all noise levels from `noise` alone, guided by the prompt."""
+    sigmas = levels(pipeline, request)
+    return Problem(
+        guided(pipeline, request, sigmas),
+        pure_noise(noise, float(sigmas[0])),
+        sigmas,
+        told(pipeline, request),
+        noise,
+    )
+
+
 def told(pipeline: Pipeline, request: Settled) -> Cond:
     """The prompt, once for each picture; of one that changes over the steps, how it begins (see `guided`)."""
     rows, text = request.num_images, Script.read(request.prompt).at(1, request.num_inference_steps)

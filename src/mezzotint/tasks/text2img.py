@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .problem import Problem, fresh_noise, guided, levels, pure_noise, told
+from .problem import Problem, fresh_noise, from_noise
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -13,12 +13,4 @@ if TYPE_CHECKING:
 
 def text2img(pipeline: Pipeline, request: Settled) -> Problem:
     """The problem of a settled request (see `Pipeline.settle`)."""
-    sigmas = levels(pipeline, request)
-    noise = fresh_noise(pipeline, request)
-    return Problem(
-        guided(pipeline, request, sigmas),
-        pure_noise(noise, float(sigmas[0])),
-        sigmas,
-        told(pipeline, request),
-        noise,
-    )
+    return from_noise(pipeline, request, fresh_noise(pipeline, request))

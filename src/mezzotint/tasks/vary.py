@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..diffusion.between import noise_between
 from ..diffusion.noise import batch_noise
 from ..errors import UsageError
-from .problem import Problem, fresh_noise, guided, levels, pure_noise, told
+from .problem import Problem, fresh_noise, from_noise
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -30,13 +30,7 @@ def vary(pipeline: Pipeline, request: Settled) -> Problem:
         raise UsageError(
             f"{request.image.name} was not drawn from words by '{pipeline.name}', its noise is not known; use img2img"
         )
-    sigmas = levels(pipeline, request)
     base = batch_noise([int(own["seed"])] * request.num_images, pipeline.shape(request), pipeline.device)
-    noise = noise_between(base, fresh_noise(pipeline, request), request.distance)
-    return Problem(
-        guided(pipeline, request, sigmas),
-        pure_noise(noise, float(sigmas[0])),
-        sigmas,
-        told(pipeline, request),
-        noise,
+    return from_noise(
+        pipeline, request, noise_between(base, fresh_noise(pipeline, request), request.distance)
     )
