@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from ..errors import MezzotintError, UsageError
 from .keys import Caller, TooMany
+from .live import Looks, never
 from .models import Broken
 from .safety import Blocked
-from .service import Looks, Service, Unavailable, never
+from .service import Service, Unavailable
 from .store import Job
 
 HEARTBEAT = 10.0  # seconds after which an idle stream says that it is alive

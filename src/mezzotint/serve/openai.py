@@ -41,8 +41,9 @@ from .http import (
     raise_unless_done,
 )
 from .keys import Caller
+from .live import never
 from .native import PROBLEMS, body_of
-from .service import Service, never
+from .service import Service
 from .store import Job
 
 FORMATS = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}

@@ -16,21 +16,21 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any
 
 from ..diffusion.samplers import METHODS
-from ..errors import MezzotintError, UsageError
-from ..formats.image import encode_image, encode_plain, open_image
-from ..inputs import Input
+from ..errors import MezzotintError
+from ..formats.image import encode_image, encode_plain
 from ..pipeline import Picture, Pipeline, Progress
 from ..request import Request, Settled
+from .admission import kept, read, reread, settled
 from .audit import Audit
 from .keys import Caller, Keys, TooMany
 from .lane import Lane
+from .live import Live, Looks, Stopped, Watcher, never
 from .metrics import Metrics
 from .models import Models
 from .queue import Piece, Queue
@@ -46,41 +46,6 @@ PACE = 0.03  # seconds of one evaluation of the net, until it was measured
 
 class Unavailable(MezzotintError):
     """The service is about to stop."""
-
-
-Looks = Callable[[int, Progress], bool]  # whether to show picture number i at this step
-
-
-def never(number: int, progress: Progress) -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """Somebody who is told what happens to a job; `looks` says at which steps they want to see a picture."""
-
-    events: asyncio.Queue[dict[str, Any]]
-    loop: asyncio.AbstractEventLoop
-    looks: Looks
-
-    def tell(self, event: dict[str, Any]) -> None:
-        with suppress(RuntimeError):  # their loop has ended
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-
-@dataclass
-class Live:
-    """A job that has not ended."""
-
-    job: Job
-    left: set[int]  # pictures that are not made yet
-    watchers: list[Watcher] = field(default_factory=list)
-    stopped: tuple[str, str] | None = None  # how it is to end, and why
-    steps: dict[int, dict[str, Any]] = field(default_factory=dict)  # number -> the last step's event
-
-
-class Stopped(Exception):
-    """A picture is not to be finished."""
 
 
 class Service:
@@ -193,18 +158,15 @@ class Service:
         if self.draining:
             raise Unavailable("the service is about to stop; try again in a minute")
         limits = self.settings.limits
-        for name in ("prompt", "negative_prompt"):
-            if isinstance(text := fields.get(name), str) and len(text) > limits.prompt:
-                raise UsageError(f"{name} has {len(text)} characters; at most {limits.prompt} are read")
-        request = Request.parse({"mark": self.settings.mark} | dict(fields), files=False)
+        request = read(fields, limits, mark=self.settings.mark)
         name = self.models.check(model)
         self.keys.check_quota(caller, request.num_images)
         with self.models.use(name) as pipeline:
-            settled = self._allowed(caller, request, pipeline, request_id=request_id, api=api)
+            asked = self._allowed(caller, request, pipeline, request_id=request_id, api=api)
         now = time.time()
         seconds = min(deadline or limits.deadline, limits.deadline)
         job = Job(
-            secrets.token_hex(12), caller.name, api, name, self._written(settled), "queued",
+            secrets.token_hex(12), caller.name, api, name, kept(asked, self.store), "queued",
             now, None, None, now + seconds, 0, None,
         )  # fmt: skip
         with self._lock:
@@ -307,58 +269,7 @@ class Service:
             self.audit.write(who=caller.name, what="blocked", request_id=request_id, reason=reason)
             self.metrics.jobs.labels(api, "blocked").inc()
             raise Blocked(reason)
-        for name, value in request:
-            if isinstance(value, Input):
-                self._check_picture(name, value)
-        self._check_growth(request)
-        settled = pipeline.settle(request, files=False)
-        self._check_limits(settled)
-        return settled
-
-    def _written(self, request: Settled) -> dict[str, Any]:
-        """The request as it is kept, its pictures as files of their own."""
-        for _, value in request:
-            if isinstance(value, Input):
-                self.store.keep_upload(value.sha256, value.data)
-        return request.model_dump(mode="json")
-
-    def _read(self, job: Job) -> Settled:
-        """The request of a job, its pictures beside it."""
-        fields = {
-            name: self.store.upload(value["sha256"]).read_bytes() if _is_picture(value) else value
-            for name, value in job.request.items()
-        }
-        return Settled.parse(fields, files=False)
-
-    def _check_picture(self, name: str, given: Input) -> None:
-        """Bounds on a picture from afar, before a pixel of it is decoded."""
-        limits = self.settings.limits
-        if len(given.data) > limits.upload_bytes:
-            raise UsageError(f"{name} has {len(given.data)} bytes; this service reads {limits.upload_bytes}")
-        open_image(given.data, max_pixels=limits.upload_pixels, name=name)
-
-    def _check_growth(self, request: Request) -> None:
-        """Bounds on a canvas before it is made."""
-        if request.image is None or request.task != "outpaint":
-            return
-        width, height = request.image.image.size
-        width += (request.left or 0) + (request.right or 0)
-        height += (request.top or 0) + (request.bottom or 0)
-        if width * height > self.settings.limits.pixels:
-            raise UsageError(
-                f"left, top, right, bottom: {width} x {height} pixels are more than are drawn here"
-            )
-
-    def _check_limits(self, request: Settled) -> None:
-        limits = self.settings.limits
-        if request.width * request.height > limits.pixels:
-            raise UsageError(
-                f"width x height is {request.width} x {request.height}"
-                f"; this service draws {limits.pixels} pixels at most"
-            )
-        for name, most in (("num_inference_steps", limits.steps), ("num_images", limits.images)):
-            if getattr(request, name) > most:
-                raise UsageError(f"{name} is {getattr(request, name)}; this service takes at most {most}")
+        return settled(request, pipeline, self.settings.limits)
 
     def _enqueue(self, job: Job, left: set[int]) -> None:
         with self._lock:
@@ -451,7 +362,7 @@ class Service:
 
     def _draw(self, live: Live, piece: Piece) -> None:
         """One picture, alone in the eyes of everything but the lane."""
-        asked = self._read(live.job)
+        asked = reread(live.job, self.store)
         request = asked.model_copy(update={"seed": asked.seed + piece.number, "num_images": 1})
         begun, shown = time.monotonic(), 0
         with self.models.use(live.job.model) as pipeline, self.lane.member():
@@ -495,10 +406,6 @@ class Service:
     def _tell(self, live: Live, event: dict[str, Any]) -> None:
         for watcher in list(live.watchers):
             watcher.tell(event)
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, dict) and "sha256" in value
 
 
 def recipe_hash(job: Job) -> str:
