@@ -12,17 +12,21 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
 	"a guitar to the left of a red heart"
 
-.PHONY: demo gallery test test-all lint model evaluate benchmark clean
+.PHONY: demo gallery test test-all programs lint model evaluate benchmark clean
 
 demo: $(VENV)/.core
 	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
 	@echo "The page: $(BIN)/mezzotint serve, then open http://127.0.0.1:7860/"
 
-test: $(VENV)/.test lint
-	$(BIN)/pytest
+test: $(VENV)/.test programs lint
+	$(BIN)/pytest -rs
 
-test-all: $(VENV)/.test lint
-	$(BIN)/pytest -m "slow or not slow"
+test-all: $(VENV)/.test programs lint
+	$(BIN)/pytest -rs -m "slow or not slow"
+
+# What tests look at our work through; where it cannot be had, those tests are skipped and say so.
+programs:
+	tests/programs.sh chromium=chromium exiftool=libimage-exiftool-perl
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

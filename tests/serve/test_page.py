@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import subprocess
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,6 @@ def test_a_picture_of_ones_own_is_worked_on_and_compared(page, shared, tmp_path)
     assert "20%" in page.locator("#viewer .before").get_attribute("style")
 
 
-@pytest.mark.slow
 def test_paint_a_mask_and_see_the_edit(page, shared, tmp_path):
     import io
 
@@ -234,18 +233,11 @@ def test_fits_a_phone_and_a_desk(browser, shared, scheme, width):
 
 
 @pytest.fixture(scope="session")
-def axe(tmp_path_factory):
-    """The axe accessibility engine, from npm."""
-    folder = tmp_path_factory.mktemp("axe")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4"]
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"axe-core cannot be had from npm here: {error}")
-    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+def axe():
+    """The accessibility engine axe, a script."""
+    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_nothing_serious_to_say(browser, shared, axe, scheme):
     context = browser.new_context(color_scheme=scheme, bypass_csp=True)
