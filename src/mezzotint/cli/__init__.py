@@ -25,8 +25,8 @@ from .film import film
 from .info import info
 from .interpolate import interpolate
 from .replay import replay
+from .runs import training
 from .serve import keys, serve
-from .train import train
 from .verify import verify
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -51,7 +51,7 @@ app.command()(convert)
 app.command()(serve)
 app.command()(verify)
 app.add_typer(keys, name="keys")
-app.command()(train)
+app.add_typer(training, name="train")
 app.command()(evaluate)
 app.add_typer(data, name="data")
 

@@ -1,7 +1,7 @@
-"""The exponential average of the weights over the run: what is sampled from and shipped.
+"""Averages of the weights over the run: what is sampled from and shipped.
 
-w_ema <- decay * w_ema + (1 - decay) * w after every step; early on the decay is at most (1 + n) / (10 + n), so
-that the average forgets the random start.
+w_ema <- w_ema + share * (w - w_ema) after every step. The exponential one has share = 1 - decay, and early on at
+least 9 / (10 + n), so that the average forgets the random start; others are in `posthoc.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ class EMA:
         self.module, self.decay = module, decay
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
+    def share(self, step: int) -> float:
+        """Of the weights as they are after step number `step` (from 0) in the average."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are after step number `step` (from 0)."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
         now = self.module.state_dict()
         floating = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in floating], [now[k] for k in floating], share)
+        torch._foreach_lerp_(
+            [self.average[k] for k in floating], [now[k] for k in floating], self.share(step)
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -30,10 +30,12 @@ from . import checkpoint
 from .config import Optim, TrainConfig
 from .ema import EMA
 from .optimisers import optimisers
+from .posthoc import PowerEMA, forget_after, write_snapshots
 from .world import ALONE, WHOLE, Share, World, check_shares
 
 RECENT = 100  # steps whose gradients the median is taken of
 FEW = 20  # of them before there is one
+SNAPSHOTS = "snapshots"  # the folder of averages that others are rebuilt from
 SHIFT = 1_000_003  # steps by which the data moves on when a run goes back
 
 
@@ -96,6 +98,11 @@ class Trainer:
         self.step = 0
         self.precision: str = config.run.precision
         self.emas = {name: EMA(net, config.optim.ema) for name, net in stage.players.items()}
+        self.powers = {
+            (name, length): PowerEMA(net, length)
+            for name, net in stage.players.items()
+            for length in config.optim.posthoc
+        }
         self.optimisers = {name: optimisers(net, config.optim) for name, net in stage.players.items()}
         self.norms: dict[str, deque[float]] = {name: deque(maxlen=RECENT) for name in stage.players}
         self.skipped = 0  # steps in a row
@@ -114,6 +121,7 @@ class Trainer:
         if not self.world.writes:  # what was damaged has been put aside
             found = checkpoint.load_newest(self.folder)
         if found is None:
+            self._forget()
             return False
         tensors, facts = found
         before, now = _identity_of(facts["config"]), _identity(self.config)
@@ -126,6 +134,7 @@ class Trainer:
         self.notes += [f"{wrong}; going on from step {facts['step']}" for wrong in facts.get("damaged", [])]
         self.step, self.precision = facts["step"], facts["precision"]
         self.skipped, self.retreats = facts.get("skipped", 0), facts.get("retreats", 0)
+        self._forget()
         for name, norms in self.norms.items():
             norms.clear()
             norms.extend(facts.get("norms", {}).get(name, []))
@@ -134,6 +143,9 @@ class Trainer:
             for key, value in _part(tensors, f"ema.{name}.").items():
                 self.emas[name].average[key].copy_(value)
             _load_moments(self.optimisers[name], net, _part(tensors, f"optim.{name}."))
+        for (name, length), power in self.powers.items():
+            for key, value in _part(tensors, f"power-{length:g}.{name}.").items():
+                power.average[key].copy_(value)
         return True
 
     def save(self) -> None:
@@ -148,6 +160,8 @@ class Trainer:
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
             tensors |= {f"ema.{name}.{k}": v for k, v in self.emas[name].average.items()}
             tensors |= {f"optim.{name}.{k}": v for k, v in _moments(self.optimisers[name], net).items()}
+        for (name, length), power in self.powers.items():
+            tensors |= {f"power-{length:g}.{name}.{k}": v for k, v in power.average.items()}
         facts: dict[str, Any] = {"precision": self.precision, "config": _identity(self.config)}
         facts |= {"skipped": self.skipped, "retreats": self.retreats}
         facts |= {"norms": {name: list(norms) for name, norms in self.norms.items()}}
@@ -165,11 +179,22 @@ class Trainer:
             with closing(self._batches()) as batches:
                 while self.step < self.config.optim.steps and self.skipped < self.config.run.patience:
                     yield self._one(batches)
+                    if self._snapshot_due():  # first: after a checkpoint nothing of it may be missing
+                        write_snapshots(self.config.out / SNAPSHOTS, self.step, self.powers)
                     due = self.step % self.config.run.checkpoint == 0 and not self.skipped
                     if due or self.step == self.config.optim.steps:
                         self.save()
             if self.skipped >= self.config.run.patience:
                 self._retreat()
+
+    def _snapshot_due(self) -> bool:
+        at_end = self.step == self.config.optim.steps
+        return self.world.writes and (at_end or self.step % self.config.run.snapshots == 0)
+
+    def _forget(self) -> None:
+        """Remove the snapshots of steps that will be taken anew."""
+        if self.world.writes:
+            forget_after(self.config.out / SNAPSHOTS, self.step)
 
     def _batches(self) -> Generator[tuple[Any, float], None, None]:
         """From the present step on, our shares of each batch and the seconds that they were waited for."""
@@ -205,7 +230,7 @@ class Trainer:
                 if part == accumulate - 1:
                     player_norm, updated = self._update(player, total, lr)
                     norm, skipped = max(norm, player_norm), skipped or not updated
-        for ema in self.emas.values():
+        for ema in (*self.emas.values(), *self.powers.values()):
             ema.update(self.step)
         self.step += 1
         self.skipped = self.skipped + 1 if skipped else 0
