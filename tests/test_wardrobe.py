@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mezzotint import Pipeline, Request
 from mezzotint.cli import run
@@ -86,6 +87,36 @@ def test_on_and_off_to_the_last_bit(pipeline, shelf):
     assert same(ink, pictures(pipeline, loras=["ink"])[0])
     fresh = Pipeline.load(pipeline.folder, device="cpu", extras=[shelf])
     assert same(both, pictures(fresh, loras=[str(shelf / "loras/ink.safetensors:0.5"), "chalk:-0.3"])[0])
+
+
+def test_other_kinds_of_changes_too(pipeline, shelf):
+    weight = pipeline.wardrobe.unet.get_submodule(MID).weight
+    half = [size // 2 for size in weight.shape]
+    for name, parts in {
+        "loha": {
+            f"hada_w{i}_{end}": (half[0] * 2, 2) if end == "a" else (2, half[1] * 2)
+            for i in (1, 2)
+            for end in "ab"
+        },
+        "lokr": {"lokr_w1": (2, 2), "lokr_w2_a": (half[0], 3), "lokr_w2_b": (3, half[1])},
+        "oft": {"oft_blocks": (2, half[0], half[0])},
+    }.items():
+        key = "lora_unet_" + MID.replace(".", "_")
+        torch.manual_seed(3)
+        save_file(
+            {f"{key}.{role}": torch.randn(size) for role, size in parts.items()},
+            shelf / f"{name}.safetensors",
+        )
+    bare = pictures(pipeline)[0]
+    worn = [
+        pictures(pipeline, loras=loras)[0]
+        for loras in (["loha"], ["lokr"], ["oft"], ["loha:0.5", "oft:2", "ink"])
+    ]
+    assert not any(same(one, other) for i, one in enumerate([bare, *worn]) for other in worn[i:])
+    assert same(bare, pictures(pipeline)[0])
+    assert same(worn[-1], pictures(pipeline, prompt="a red apple<lora:loha:.5><lora:oft:2><lora:ink:1>")[0])
+    for name in ("loha", "lokr", "oft"):
+        (shelf / f"{name}.safetensors").unlink()
 
 
 def test_what_is_worn_is_what_its_definition_says(pipeline):

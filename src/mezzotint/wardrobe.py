@@ -21,7 +21,7 @@ from .extras import EmbeddingUse, Extra, LoraUse, find_extra
 from .formats.embedding import read_embedding
 from .formats.lora import aliases, read_lora
 from .nets import UNet
-from .nets.lowrank import LowRank, changed
+from .nets.lowrank import Change, changed
 from .text import Encoder, TextEncoder
 
 E = TypeVar("E", bound=Extra)
@@ -75,7 +75,7 @@ class Wardrobe:
 
     def _put_on(self, loras: Sequence[LoraUse], embeddings: Sequence[EmbeddingUse]) -> Worn:
         nets: dict[str, nn.Module] = {"unet": self.unet, **self.texts}
-        changes: dict[str, dict[str, list[tuple[LowRank, float]]]] = {name: {} for name in nets}
+        changes: dict[str, dict[str, list[tuple[Change, float]]]] = {name: {} for name in nets}
         for use in loras:
             path = find_extra("LoRA", use.name, self.folders)
             for component, layers in read_lora(path, nets, aliases=aliases(self.unet)).layers.items():

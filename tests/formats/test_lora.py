@@ -269,7 +269,7 @@ def sd1_layer(nets):
             {"rename": ("attn2.to_k", "attn2.to_x")},
             r"has no place in this model, the nearest is 'unet\..*attn2\.to_[kqv]'",
         ),
-        ({"rename": ("lora_A", "hada_w1_a")}, "belongs to LoHa, which are not supported"),
+        ({"rename": ("lora_A.weight", "on_input")}, r"belongs to \(IA\)\^3, which is not supported"),
         ({"rename": ("lora_A.weight", "elephant")}, "is no part of a LoRA"),
         ({"add": {"unet.x.alpha": torch.tensor(1.0)}}, "has no place"),
         ({"shape": (4, 7)}, "for which the model's weight"),

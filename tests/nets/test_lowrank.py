@@ -24,7 +24,8 @@ def test_a_linear_layer_gains_a_side_branch():
     other = changed(nn.Sequential(layer), {"0": [(change, 0.7)]})
     expected = layer(x) + 0.7 * (3.0 / 2) * (x @ change.down.T) @ change.up.T
     torch.testing.assert_close(other(x), expected)
-    assert change.size == layer.weight.numel()
+    assert change.fits(layer.weight.shape)
+    assert not change.fits((6, 5))
 
 
 def test_a_convolution_gains_a_branch_of_two_or_three():
@@ -37,7 +38,7 @@ def test_a_convolution_gains_a_branch_of_two_or_three():
     torch.testing.assert_close(
         changed(layer, {"": [(three, 1.0)]})(x), layer(x) + branch / 2, rtol=1e-4, atol=1e-4
     )
-    assert two.size == three.size == layer.weight.numel()
+    assert all(change.fits(layer.weight.shape) and not change.fits((5, 6)) for change in (two, three))
 
 
 @pytest.mark.parametrize("rows", [True, False])

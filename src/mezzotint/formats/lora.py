@@ -5,15 +5,15 @@
 
 The first names a layer as the net does (older files put `processor` and `_lora` in between), and keeps alpha in the
 header, as PEFT's settings; the second turns dots to underscores, or names layers as latent diffusion's code does, and
-keeps alpha beside the weights. What is read goes by layer; a key that means nothing, or a layer that the model lacks,
-is an error: a LoRA that is dropped in part is a wrong picture that nobody can explain.
+keeps alpha beside the weights. LoHa, LoKr and OFT are written in either way too, as LyCORIS and PEFT do; what their
+parts mean stands in `lora_parts.py`. What is read goes by layer; a key that means nothing, or a layer that the model
+lacks, is an error: a LoRA that is dropped in part is a wrong picture that nobody can explain.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 from ..errors import MezzotintError
 from ..nets import UNet
-from ..nets.lowrank import LowRank
+from ..nets.lowrank import Change, LowRank
 from .atomic import read_json
+from .lora_parts import KINDS, LayerParts, parts_of
 from .names import renamed, unet_names
 from .tensors import read_metadata, read_tensors, write_tensors
 
-Layers = dict[str, dict[str, LowRank]]  # component (unet, text_encoder, ...) -> layer -> change
+Layers = Mapping[str, Mapping[str, Change]]  # component (unet, text_encoder, ...) -> layer -> change
 Dialect = Literal["diffusers", "kohya"]
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -44,9 +45,16 @@ _KEY = re.compile(
     r"|\.(?P<alpha>alpha)"
     r"|\.(?P<dora>dora_scale)"
     r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.\w+)*"
+    r"|\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale)"
     r")"
 )
-_OTHERS = {"hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", ".diff": "full differences", "bias": "biases"}
+_OTHERS = {
+    ".diff": "full differences",
+    "bias": "biases",
+    "_norm": "changes of norms",
+    "oft_": "another OFT than LyCORIS's",
+    "on_input": "(IA)^3",
+}
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -77,16 +85,18 @@ def read_lora(
         if match is None:
             raise MezzotintError(f"{path}: {_meaningless(key)}")
         role = {"A": "down", "B": "up"}.get(match["peft"]) or match["old"] or match["alpha"]
-        role = role or match["dora"] or "magnitude"
+        role = role or match["dora"] or match["part"] or "magnitude"
         parts = found[finder.place(match["layer"], key)]
         if role in parts:
             raise MezzotintError(f"{path}: '{key}' says again what another key has said")
         parts[role] = tensor
-    layers: Layers = {}
+    layers: dict[str, dict[str, Change]] = {}
     for (component, layer), parts in found.items():
         weight = finder.weights[component][layer]
-        change = _change(f"{path}: {component}.{layer}", parts, weight, settings.get(component, {}), layer)
-        layers.setdefault(component, {})[layer] = change
+        given = LayerParts(
+            f"{path}: {component}.{layer}", layer, parts, weight.shape, settings.get(component, {})
+        )
+        layers.setdefault(component, {})[layer] = given.change()
     if not layers:
         raise MezzotintError(f"{path} holds no weights; it is not a LoRA")
     return Lora(layers, metadata)
@@ -102,19 +112,21 @@ def write_lora(
 ) -> None:
     """Write a LoRA for diffusers (its U-Net part is PEFT's too) or for kohya's readers; tensors as `dtype` if given.
 
-    Raises MezzotintError as `tensors.write_tensors` does, and for a `mid`, which diffusers has no place for.
+    Raises MezzotintError as `tensors.write_tensors` does, and for what diffusers has no place for: LoHa, LoKr, OFT and
+    a `mid`.
     """
     tensors: dict[str, Tensor] = {}
     metadata = dict(lora.metadata)
     settings: dict[str, Any] = {}
     for component, layers in sorted(lora.layers.items()):
-        for layer, change in sorted(layers.items()):
-            if dialect == "kohya":
+        if dialect == "kohya":
+            for layer, change in sorted(layers.items()):
                 tensors |= _as_kohya(component, layer, change, two="text_encoder_2" in lora.layers)
-            else:
-                tensors |= _as_diffusers(path, component, layer, change)
-        if dialect == "diffusers":
-            settings |= {f"{component}.{key}": value for key, value in _peft(layers).items()}
+            continue
+        low = {layer: _for_diffusers(path, component, layer, change) for layer, change in layers.items()}
+        for layer, each in sorted(low.items()):
+            tensors |= _as_diffusers(component, layer, each)
+        settings |= {f"{component}.{key}": value for key, value in _peft(low).items()}
     if settings:
         metadata[HEADER] = json.dumps(settings, sort_keys=True)
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
@@ -199,50 +211,6 @@ def _today(name: str) -> str:
     return f"{component}.{layer if layer.startswith('text_') else f'text_model.{layer}'}"
 
 
-def _change(
-    where: str, parts: dict[str, Tensor], weight: Tensor, settings: Mapping[str, Any], layer: str
-) -> LowRank:
-    """The parts of one layer together. Raises MezzotintError if one is missing or does not fit the weight."""
-    missing = [role for role in ("down", "up") if role not in parts]
-    if missing:
-        raise MezzotintError(f"{where} lacks its '{missing[0]}' part; the file is incomplete, fetch it again")
-    down, up, mid = parts["down"], parts["up"], parts.get("mid")
-    alpha = float(parts["alpha"]) if "alpha" in parts else _alpha(settings, layer, down.shape[0])
-    magnitude = parts.get("magnitude", parts.get("dora_scale"))
-    rank = down.shape[0]
-    fits = (
-        min(down.ndim, up.ndim) >= 2
-        and up.shape[1] == rank
-        and up.shape[0] == weight.shape[0]
-        and down.shape[1] == weight.shape[1]
-        and (mid is None or (mid.ndim == weight.ndim == 4 and mid.shape[:2] == (rank, rank)))
-        and LowRank(down, up, mid).size == weight.numel()
-    )
-    if not fits:
-        shapes = ", ".join(
-            f"{role} {list(parts[role].shape)}" for role in ("down", "mid", "up") if role in parts
-        )
-        raise MezzotintError(
-            f"{where} has {shapes}, for which the model's weight {list(weight.shape)} has no place; "
-            "the LoRA was made for another kind of model"
-        )
-    if magnitude is not None:
-        magnitude = _turned(where, magnitude, weight, rows="magnitude" in parts)
-    if alpha is not None and not math.isfinite(alpha):
-        raise MezzotintError(f"{where} has alpha {alpha}; the file is damaged, fetch it again")
-    return LowRank(down, up, mid, alpha, magnitude)
-
-
-def _turned(where: str, magnitude: Tensor, weight: Tensor, *, rows: bool) -> Tensor:
-    """DoRA's lengths as [out, 1] or [1, in]. PEFT has them of rows, LyCORIS of either, which its shape tells."""
-    outs, ins = weight.shape[:2]
-    if magnitude.numel() == outs and (rows or magnitude.shape[0] == outs):
-        return magnitude.reshape(outs, 1)
-    if magnitude.numel() == ins and not rows:
-        return magnitude.reshape(1, ins)
-    raise MezzotintError(f"{where} has lengths {list(magnitude.shape)} for a weight {list(weight.shape)}")
-
-
 def _settings(path: Path, header: str | None) -> dict[str, dict[str, Any]]:
     """PEFT's settings by component: from the header, or from the file that PEFT puts beside its weights."""
     beside = path.with_name("adapter_config.json")
@@ -263,53 +231,44 @@ def _settings(path: Path, header: str | None) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _alpha(settings: Mapping[str, Any], layer: str, rank: int) -> float | None:
-    """PEFT's alpha of a layer: its own, found by the end of its name, or that of all; rank-stabilised if so said."""
-    patterns = settings.get("alpha_pattern") or {}
-    own = [value for name, value in patterns.items() if f".{layer}".endswith(f".{name.removeprefix('^')}")]
-    alpha = own[0] if own else settings.get("lora_alpha")
-    if alpha is None:
-        return None
-    return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
-
-
 def _meaningless(key: str) -> str:
     for sign, name in _OTHERS.items():
         if sign in key:
-            return f"'{key}' belongs to {name}, which are not supported; only LoRA, LoCon and DoRA are"
+            return f"'{key}' belongs to {name}, which is not supported; LoCon, DoRA, {', '.join(KINDS)} are"
     return f"'{key}' is no part of a LoRA; the file is something else"
 
 
 # --- writing ---
 
 
-def _as_diffusers(path: Path | str, component: str, layer: str, change: LowRank) -> dict[str, Tensor]:
-    name = f"{component}.{layer}"
+def _for_diffusers(path: Path | str, component: str, layer: str, change: Change) -> LowRank:
+    """The change if diffusers can read it."""
+    name, advice = f"{path}: {component}.{layer}", "which diffusers cannot read; write it for kohya's readers"
+    if not isinstance(change, LowRank):
+        raise MezzotintError(f"{name} is no product of two matrices, {advice}")
     if change.mid is not None:
-        raise MezzotintError(
-            f"{path}: {name} has three parts, which diffusers cannot read; write it for kohya's readers"
-        )
+        raise MezzotintError(f"{name} has three parts, {advice}")
+    if change.magnitude is not None and change.magnitude.shape[0] == 1 != change.up.shape[0]:
+        raise MezzotintError(f"{name} has lengths of columns, {advice}")
+    return change
+
+
+def _as_diffusers(component: str, layer: str, change: LowRank) -> dict[str, Tensor]:
+    name = f"{component}.{layer}"
     tensors = {f"{name}.lora_A.weight": change.down, f"{name}.lora_B.weight": change.up}
     if change.magnitude is not None:
-        if change.magnitude.shape[0] == 1 != change.up.shape[0]:
-            raise MezzotintError(f"{path}: {name} has lengths of columns, which diffusers cannot read")
         shape = (-1,) if change.down.ndim == 2 else (1, -1, 1, 1)
         tensors[f"{name}.lora_magnitude_vector"] = change.magnitude.reshape(shape)
     return tensors
 
 
-def _as_kohya(component: str, layer: str, change: LowRank, *, two: bool) -> dict[str, Tensor]:
+def _as_kohya(component: str, layer: str, change: Change, *, two: bool) -> dict[str, Tensor]:
     prefix = "lora_te1_" if component == "text_encoder" and two else KOHYA[component][0]
     name = prefix + spread(layer)
-    alpha = torch.tensor(float(change.rank if change.alpha is None else change.alpha))
-    tensors = {
-        f"{name}.lora_down.weight": change.down,
-        f"{name}.lora_mid.weight": change.mid,
-        f"{name}.lora_up.weight": change.up,
-        f"{name}.alpha": alpha,
-        f"{name}.dora_scale": change.magnitude,
+    return {
+        f"{name}.lora_{role}.weight" if role in KINDS["LoRA"] else f"{name}.{role}": part
+        for role, part in parts_of(change).items()
     }
-    return {key: tensor for key, tensor in tensors.items() if tensor is not None}
 
 
 def _peft(layers: Mapping[str, LowRank]) -> dict[str, Any]:
