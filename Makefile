@@ -12,7 +12,7 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
 	"a guitar to the left of a red heart"
 
-.PHONY: demo gallery test test-all programs lint model evaluate benchmark clean
+.PHONY: demo gallery test test-all programs lint model evaluate edits benchmark clean
 
 demo: $(VENV)/.core
 	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
@@ -45,6 +45,9 @@ gallery: $(VENV)/.core
 
 evaluate: $(VENV)/.train
 	$(BIN)/mezzotint evaluate --data $(EMOJI)/data --judge $(EMOJI)/judge.safetensors --out out/evaluation
+
+edits: $(VENV)/.train
+	$(BIN)/mezzotint evaluate --edits --data $(EMOJI)/data --judge $(EMOJI)/judge.safetensors --out out/edits
 
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/generate.py

@@ -164,7 +164,7 @@ def test_things_on_the_wrong_sides_are_told_from_missing_ones(scenes: EmojiScene
         for scene in asked
     ]
     pictures = stack([scenes.picture(scene) for scene in shown])
-    right, either = evaluation._pair_hits(ColourJudge(), pictures, asked)  # type: ignore[arg-type]
+    right, either = evaluation.pair_hits(ColourJudge(), pictures, asked)  # type: ignore[arg-type]
     assert right == [painted == "as asked"] * len(asked)
     assert either == [painted != "the first twice"] * len(asked)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from .show import Show
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..metrics.edits import Edit
     from ..metrics.evaluate import Generate, Reconstruct
     from ..metrics.run import Stream
     from ..pipeline import Pipeline
@@ -38,35 +39,39 @@ def evaluate(
         typer.Option(min=0.0, max=1.0, help="Ask this share of the questions: quicker, wider intervals."),
     ] = 1.0,
     judge_steps: Annotated[int, typer.Option(min=1, help="Steps of the judge's training.")] = 1000,
+    edits: Annotated[
+        bool, typer.Option("--edits", help="Measure editing instead: inpaint, rewrite, restyle, outpaint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure names, unknown words, colours, scenes, copying and reconstruction, each with its interval."""
+    from ..metrics.edits import EditsConfig
     from ..metrics.evaluate import EvaluationConfig, Section
     from ..metrics.judge_training import JudgeTraining
-    from ..metrics.run import run
+    from ..metrics.run import run, run_edits
     from ..pipeline import Pipeline
 
     show = Show(as_json)
     pipeline = Pipeline.load(model, device=device)
     training = JudgeTraining(steps=judge_steps)
     about = {"model": pipeline.name, "model_hash": pipeline.fingerprint}
+    common: dict[str, Any] = {"stream": _seen(config), "training": training, "about": about}
+    if edits:
+        sizes = EditsConfig().scaled(share)
+        events = run_edits(_edits(pipeline), data, judge, out, config=sizes, **common)
+    else:
+        asked, again = EvaluationConfig().scaled(share), _reconstructs(pipeline)
+        events = run(_draws(pipeline), data, judge, out, reconstruct=again, config=asked, **common)
+    first, count = ("g", 5) if edits else ("a", 6)
     with show.bar() as progress:
         task = progress.add_task("judge", total=training.steps, note="")
-        for event in run(
-            _draws(pipeline),
-            data,
-            judge,
-            out,
-            stream=_seen(config),
-            config=EvaluationConfig().scaled(share),
-            training=training,
-            reconstruct=_reconstructs(pipeline),
-            about=about,
-        ):
+        for event in events:
             if not isinstance(event, Section):
                 progress.update(task, completed=event.step, note=f"accuracy {event.accuracy:.0%}")
                 continue
-            progress.update(task, description="sections", completed=ord(event.letter) - ord("a") + 1, total=6)
+            progress.update(
+                task, description="sections", completed=ord(event.letter) - ord(first) + 1, total=count
+            )
             figures = {figure.name: figure.interval.to_dict() for figure in event.figures}
             told = ", ".join(f"{name} {value['value']:.4g}" for name, value in figures.items())
             show.note(f"({event.letter}) {event.title}: {told}")
@@ -100,6 +105,21 @@ def _draws(pipeline: Pipeline) -> Generate:
         return torch.stack([_bytes(to_tensor(image)) for image in made])
 
     return draw
+
+
+def _edits(pipeline: Pipeline) -> Edit:
+    def edit(fields: Mapping[str, Any]) -> Tensor:
+        from ..formats.image import to_tensor
+        from ..pipeline import Picture
+        from ..prompt import escape
+        from ..request import Request
+
+        texts = {name: escape(fields[name]) for name in ("prompt", "source_prompt") if name in fields}
+        events = pipeline.generate(Request.parse({**fields, **texts}))
+        [image] = [event.image for event in events if isinstance(event, Picture)]
+        return _bytes(to_tensor(image))
+
+    return edit
 
 
 def _reconstructs(pipeline: Pipeline) -> Reconstruct:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.captions import BESIDE, PALETTE, STACKED, Scene, draw, pair, single, with_article
+from ..data.captions import BESIDE, PALETTE, STACKED, Scene, Thing, draw, pair, single, with_article
 from ..data.folder import Record
 from ..data.scenes import EmojiScenes
 from ..errors import MezzotintError
@@ -192,12 +192,13 @@ def sides(bench: Bench, pairs: set[frozenset[int]]) -> Section:
     """(d) Two things that training never drew together, side by side or one above the other."""
     rng = bench.rng("d")
     asked = [
-        _unseen_pair(bench, pairs, rng, RELATIONS[i % len(RELATIONS)]) for i in range(bench.config.scenes)
+        unseen_pair(bench.scenes.things, pairs, rng, RELATIONS[i % len(RELATIONS)])
+        for i in range(bench.config.scenes)
     ]
     prompts = [scene.caption for scene in asked]
     pictures, true = bench.draw(prompts, "d"), bench.true(asked)
-    right, either = _pair_hits(bench.judge, pictures, asked)
-    floor, ceiling = (_pair_hits(bench.judge, p, asked) for p in (pictures.roll(1, 0), true))
+    right, either = pair_hits(bench.judge, pictures, asked)
+    floor, ceiling = (pair_hits(bench.judge, p, asked) for p in (pictures.roll(1, 0), true))
     how = (
         f"{len(asked)} scenes of two emoji that training never drew together (all its captions were gone through), "
         "as `... to the left of ...`, `... above ...` and so on; a thing is there if its emoji is among the five "
@@ -216,7 +217,7 @@ def copying(
     """(e) Generated against fresh true pictures: which are nearer to what training drew?"""
     rng = bench.rng("e")
     fresh = [
-        _unseen_pair(bench, pairs, rng, RELATIONS[i % len(RELATIONS)])
+        unseen_pair(bench.scenes.things, pairs, rng, RELATIONS[i % len(RELATIONS)])
         if i % 2
         else draw(bench.scenes.things, rng, plain=0, pairs=0)
         for i in range(bench.config.fresh)
@@ -311,9 +312,10 @@ def _found(
     return Section(letter, title, how, tuple(figures), tuple(prompts), tuple(hits[0]), pictures[:SHEET])
 
 
-def _unseen_pair(bench: Bench, pairs: set[frozenset[int]], rng: np.random.Generator, form: str) -> Scene:
+def unseen_pair(
+    things: Sequence[Thing], pairs: set[frozenset[int]], rng: np.random.Generator, form: str
+) -> Scene:
     """A scene of two different things, in that relation, that never occur together in `pairs`."""
-    things = bench.scenes.things
     for _ in range(10_000):
         first, second = (things[int(i)] for i in rng.integers(len(things), size=2))
         if first is not second and frozenset((first.index, second.index)) not in pairs:
@@ -322,7 +324,7 @@ def _unseen_pair(bench: Bench, pairs: set[frozenset[int]], rng: np.random.Genera
     raise MezzotintError("training has drawn nearly every pair; evaluate against a shorter stretch of it")
 
 
-def _pair_hits(judge: Judge, pictures: Tensor, asked: Sequence[Scene]) -> tuple[list[bool], list[bool]]:
+def pair_hits(judge: Judge, pictures: Tensor, asked: Sequence[Scene]) -> tuple[list[bool], list[bool]]:
     """Both things there: on their own sides, on either side."""
     right, either = [], []
     for i, scene in enumerate(asked):

@@ -45,6 +45,34 @@ def lab(colours: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
+def colour_distance(pictures: Tensor, others: Tensor) -> list[float]:
+    """How far the colours of each pair of uint8 [B, 3, H, W] are apart, in units of CIELAB.
+
+    The 2-Wasserstein distance between the Gaussians with their means and covariances: |m - n|^2 + tr(S + T - 2 (S^1/2 T
+    S^1/2)^1/2) is its square (Dowson & Landau 1982).
+    """
+    return [_apart(_colours(a), _colours(b)) for a, b in zip(pictures, others, strict=True)]
+
+
+def _colours(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 [3, H, W] -> mean [3] and covariance [3, 3] of its colours."""
+    points = lab(picture.flatten(1).T).double()
+    return points.mean(0), torch.cov(points.T)
+
+
+def _apart(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+    (m, s), (n, t) = a, b
+    root = _root(s)
+    square = (m - n).square().sum() + (s + t - 2 * _root(root @ t @ root)).trace()
+    return float(square.clamp(min=0).sqrt())
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The square root of a symmetric matrix [3, 3] without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
 def small(pictures: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3 * 32 * 32] in [0, 1], averaged."""
     x = F.interpolate(pictures.float(), (SMALL, SMALL), mode="area")

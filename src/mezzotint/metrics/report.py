@@ -49,7 +49,8 @@ def to_markdown(sections: Iterable[Section], about: Mapping[str, Any]) -> str:
     sections = list(sections)
     rows = [
         f"| ({section.letter}) {section.title}: {figure.name} | {_told(figure.interval, figure.unit)} "
-        f"| {_aim(figure)} | {_short(figure.floor)} | {_short(figure.ceiling)} | {figure.interval.n} |"
+        f"| {_aim(figure)} | {_short(figure.floor, figure.unit)} | {_short(figure.ceiling, figure.unit)} "
+        f"| {figure.interval.n} |"
         for section in sections
         for figure in section.figures
     ]
@@ -101,8 +102,12 @@ def _told(interval: Interval, unit: str) -> str:
 
 
 def _aim(figure: Figure) -> str:
-    return "" if figure.aim is None else f"{100 * figure.aim:.0f} %"
+    if figure.aim is None:
+        return ""
+    return f"{100 * figure.aim:.0f} %" if figure.unit == "%" else f"at most {figure.aim:g}"
 
 
-def _short(interval: Interval | None) -> str:
-    return "" if interval is None else f"{100 * interval.value:.1f} %"
+def _short(interval: Interval | None, unit: str) -> str:
+    if interval is None:
+        return ""
+    return f"{100 * interval.value:.1f} %" if unit == "%" else f"{interval.value:.2f}"
