@@ -44,8 +44,12 @@ def emoji(
 
 @data.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="A folder of pictures.")],
-    layout: Annotated[str, typer.Option(help="auto, metadata, coco, sidecar, classes or plain.")] = "auto",
+    path: Annotated[
+        Path, typer.Argument(help="A folder of pictures, or tar shards: 'shard-{000..009}.tar'.")
+    ],
+    layout: Annotated[
+        str, typer.Option(help="auto, metadata, coco, sidecar, classes, plain or shards.")
+    ] = "auto",
     resolution: Annotated[int, typer.Option(help="Side in pixels that training asks for.")] = 64,
     held_out: Annotated[float, typer.Option(help="Share that training would hold out.")] = 0.02,
     as_json: Json = False,

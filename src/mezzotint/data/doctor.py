@@ -20,12 +20,12 @@ from PIL import Image
 
 from ..errors import MezzotintError
 from ..formats.image import flatten, open_image
-from .folder import Record
+from .folder import EXIF_TURN, Record
+from .shards import are_shards
 from .sources import find_layout, read_records
 
 NEAR = 3  # bits of 64 in which near copies differ at most
 SHOWN = 5  # examples of each finding
-EXIF_TURN = 0x0112
 SEVERE = ("corrupt", "uncaptioned", "leaks")  # findings for which `data check` leaves with status 1
 PLACEHOLDERS = frozenset(
     {"image", "picture", "photo", "untitled", "none", "null", "nan", "n/a", "todo", "test"}
@@ -186,7 +186,7 @@ def difference_hash(picture: Image.Image) -> int:
 def odd_caption(caption: str, record: Record) -> bool:
     """Whether a caption says nothing: a placeholder, the file's name, markup, one sign, a page of text."""
     text = caption.strip().lower()
-    stem = Path(str(record.extra.get("name", record.path))).stem.lower()
+    stem = Path(record.inside or str(record.extra.get("name", record.path))).stem.lower()
     named = (
         "class" not in record.extra
         and text in (stem, stem.replace("_", " "))
@@ -204,8 +204,8 @@ def find_classes(records: Sequence[Record]) -> Mapping[str, int] | None:
 
 
 def check_folder(path: Path, layout: str = "auto") -> tuple[list[Record], str]:
-    """The records of a folder, and the name of its layout."""
-    found = find_layout(path) if layout == "auto" and path.is_dir() else layout
+    """The records of a folder or of shards, and the name of the layout."""
+    found = find_layout(path) if layout == "auto" and (path.is_dir() or are_shards(path)) else layout
     return read_records(path, layout), found
 
 

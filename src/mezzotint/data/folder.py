@@ -8,17 +8,25 @@ are opened when they are needed.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
 from ..errors import MezzotintError, UsageError
 
 METADATA = "metadata.jsonl"
+EXIF_TURN = 0x0112
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow says of a damaged file
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,9 @@ class Record:
     path: Path
     captions: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    span: tuple[int, int] | None = None  # of a picture inside of an archive: where its bytes begin, how many
+    inside: str = ""  # its name inside of `path`, where that is an archive or a table
+    source: Callable[[], bytes] | None = field(default=None, compare=False)  # of one inside: its bytes
+    size: tuple[int, int] | None = field(default=None, compare=False)  # (width, height), if it was looked at
 
     @property
     def text(self) -> str:
@@ -38,16 +48,12 @@ class Record:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.path}: {self.extra['name']}" if self.span else str(self.path)
+        return f"{self.path}: {self.inside}" if self.inside else str(self.path)
 
     def read(self) -> bytes:
         """The bytes of the picture's file; MezzotintError if they are not to be had."""
         try:
-            with self.path.open("rb") as file:
-                if self.span is None:
-                    return file.read()
-                file.seek(self.span[0])
-                return file.read(self.span[1])
+            return self.path.read_bytes() if self.source is None else self.source()
         except OSError as error:
             raise MezzotintError(f"{self.name} cannot be read ({error.strerror}); restore it") from error
 
@@ -57,10 +63,28 @@ class Record:
             with Image.open(self.path) as picture:
                 picture.load()
                 return picture
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise MezzotintError(
                 f"{self.path} cannot be decoded ({error}); replace it or remove its line from {METADATA}"
             ) from error
+
+
+def picture_size(record: Record) -> tuple[int, int]:
+    """Width and height of the upright picture, from its header; MezzotintError naming one that is damaged."""
+    if record.size is not None:
+        return record.size
+    try:
+        return upright_size(record.path if record.source is None else io.BytesIO(record.read()))
+    except UNREADABLE as error:
+        raise MezzotintError(f"{record.name} cannot be decoded ({error}); replace or remove it") from error
+
+
+def upright_size(file: Path | IO[bytes]) -> tuple[int, int]:
+    """Width and height as it is looked at, turned as EXIF says; raises one of `UNREADABLE`."""
+    with Image.open(file) as picture:
+        told = picture.format != "PNG" or "exif" in picture.info  # to look for it, a PNG would be decoded
+        turned = told and picture.getexif().get(EXIF_TURN, 1) in (5, 6, 7, 8)
+        return picture.size[::-1] if turned else picture.size
 
 
 def read_folder(folder: Path | str) -> list[Record]:

@@ -1,9 +1,9 @@
-"""Any folder of pictures as records: what lies where, and what is said of it.
+"""Any pictures as records: what lies where, and what is said of it.
 
-Five layouts, found by looking: `metadata.jsonl` (Hugging Face's imagefolder), COCO's `captions_*.json` with several
-captions a picture, pictures with a text file of the same name (each line a caption), a folder for each class, and
-plain pictures. Nothing is decoded here. Records are sorted by their names, so that a copy of a folder is the same
-data; for tar archives see `shards.py`.
+Layouts of folders, found by looking: `metadata.jsonl` (Hugging Face's imagefolder), COCO's `captions_*.json` with
+several captions a picture, pictures with a text file of the same name (each line a caption), a folder for each class,
+and plain pictures. Nothing is decoded here. Records are sorted by their names, so that a copy of a folder is the same
+data. Tar archives are read by `shards.py`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ from typing import Any
 
 from ..errors import MezzotintError, UsageError, unknown
 from .folder import METADATA, Record, read_folder
+from .shards import Access, are_shards, read_shards
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 COCO = "captions_*.json"
 
 
-def read_records(path: Path, layout: str = "auto") -> list[Record]:
-    """The pictures of a folder, by the named layout or the first that fits.
+def read_records(path: Path, layout: str = "auto", access: Access | None = None) -> list[Record]:
+    """The pictures of a folder or of shards, by the named layout or the first that fits.
 
     A record of a class folder has its class in `extra["class"]` and, in words, as its caption; one of plain pictures
     has no caption. Raises UsageError for a folder or a layout that is not there, MezzotintError for one that holds
     no pictures or contradicts itself.
     """
     path = Path(path)
+    if layout not in NAMES:
+        raise unknown("layout of pictures", layout, NAMES)
+    if layout == "shards" or (layout == "auto" and are_shards(path)):
+        return read_shards(path, access)
     if not path.is_dir():
         raise UsageError(f"{path} is no folder; name one that holds pictures")
-    if layout not in ("auto", *LAYOUTS):
-        raise unknown("layout of pictures", layout, ["auto", *LAYOUTS])
     return LAYOUTS[find_layout(path) if layout == "auto" else layout](path)
 
 
 def find_layout(path: Path) -> str:
-    """The name of the layout that a folder has."""
+    """The name of the layout that a folder has, or "shards"."""
+    if are_shards(path):
+        return "shards"
     if (path / METADATA).exists():
         return "metadata"
     if _coco_files(path):
@@ -145,3 +150,4 @@ LAYOUTS: dict[str, Callable[[Path], list[Record]]] = {
     "classes": class_folders,
     "plain": plain_pictures,
 }
+NAMES = ("auto", "shards", *LAYOUTS)

@@ -33,6 +33,6 @@ def split(records: Sequence[Record], share: float) -> Split:
 
 def _draw(record: Record) -> float:
     """A number in [0, 1) for a picture."""
-    name = str(record.extra["name"]) if record.span else record.path.name
-    key = f"{PurePosixPath(record.path).parent.name}/{name}"
+    path = PurePosixPath(record.path)
+    key = f"{path.name}/{record.inside}" if record.inside else f"{path.parent.name}/{path.name}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48

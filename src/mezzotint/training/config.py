@@ -121,7 +121,7 @@ class Diffusion(Section):
 class Dataset(Section):
     """Which pictures there are, and how they are looked at."""
 
-    layout: str = "auto"  # metadata, coco, sidecar, classes, plain
+    layout: str = "auto"  # metadata, coco, sidecar, classes, plain, shards
     resolution: int = Field(64, gt=0, description="side of the square that has as many pixels as a picture")
     aspect: float = Field(2.0, ge=1, description="widest bucket, as width over height; 1: squares alone")
     crop: Literal["centre", "random"] = "centre"  # where the window is that a bucket cuts out
@@ -135,6 +135,11 @@ class Dataset(Section):
     held_out: float = Field(0.02, ge=0, lt=1, description="share of the pictures that is never trained on")
     background: tuple[int, int, int] = (255, 255, 255)  # behind what is transparent
     memory: float = Field(1.0, ge=0, description="GiB of decoded pictures that may be kept in memory")
+    window: int = Field(4096, gt=0, description="pictures in shards that are shuffled among one another")
+    lanes: int = Field(8, gt=0, description="places in the shards at which pictures are read side by side")
+    damaged: Literal["stop", "skip"] = "stop"  # what to do about shards and samples that cannot be read
+    download: bool = False  # shards at a URL may be fetched; by an opener of Python's, or of fsspec
+    shelf: float = Field(10.0, gt=0, description="GiB of fetched shards that are kept in out/cache/shelf")
 
 
 class Model(Section):

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.folder import Record
+from ..data.folder import Record, picture_size
+from ..data.remote import open_url
+from ..data.shards import Access
 from ..data.sources import read_records
 from ..data.split import split
 from ..data.views import Seen, Size, View, bucket_table, buckets, cut_off, nearest, seen
 from ..diffusion.noise import generator
-from ..errors import MezzotintError, UsageError
+from ..errors import UsageError
 from ..formats.image import open_image
 from .config import TrainConfig
-from .order import Order
+from .order import Epochs, Order, ShardOrder
 from .world import WHOLE, Share
 
 ENDLESS = 2**31  # windows and mirrors of a picture, where none is kept
@@ -54,7 +56,8 @@ class Pictures:
         Raises UsageError if the pictures do not have what the model is to be told.
         """
         self.config, self.settings = config, config.dataset
-        own = [_captioned(r, self.settings.caption) for r in read_records(config.data, self.settings.layout)]
+        found = read_records(config.data, self.settings.layout, access(config))
+        own = [_captioned(record, self.settings.caption) for record in found]
         self.records = [*own, *(prior or ())]
         _check_told(self.records, needs, config)
         self.classes = tuple(sorted({r.extra["class"] for r in self.records})) if needs == "class" else ()
@@ -69,14 +72,21 @@ class Pictures:
         self.sizes = [self.choices[0] if square else picture_size(r) for r in self.records]
         self.buckets = [nearest(size, self.choices) for size in self.sizes]
         self.split = split(own, self.settings.held_out)
-        self.order = Order(
-            [self.buckets[i] for i in self.split.train], config.optim.batch, "pictures", config.seed
-        )
+        self.order = self._order([self.buckets[i] for i in self.split.train])
         self.prior_order = Order(self.buckets[len(own) :], config.optim.batch, "prior", config.seed)
         self.own = len(own)
         self._kept: OrderedDict[int, Image.Image] = OrderedDict()
         self._room = int(self.settings.memory * GIB)
         self._lock = Lock()
+
+    def _order(self, buckets: Sequence[Size]) -> Epochs:
+        """That of the pictures that are trained on: pictures in shards are read near-sequentially."""
+        batch, key = self.config.optim.batch, ("pictures", self.config.seed)
+        train = [self.records[i] for i in self.split.train]
+        if not all(record.inside for record in train):
+            return Order(buckets, batch, *key)
+        shards, (lanes, window) = [r.path for r in train], (self.settings.lanes, self.settings.window)
+        return ShardOrder(buckets, shards, batch, *key, lanes=lanes, window=window)
 
     def rows(self, step: int, share: Share = WHOLE, *, views: int = ENDLESS) -> list[Row]:
         """The rows of a share of a step's batch."""
@@ -155,20 +165,15 @@ class Pictures:
         return [among[i * len(among) // count] for i in range(count)]
 
 
+def access(config: TrainConfig) -> Access:
+    """How shards may be read in a run."""
+    settings, cache = config.dataset, config.out / "cache"
+    opener = open_url if settings.download else None
+    return Access(settings.damaged, cache / "shards", opener, cache / "shelf", settings.shelf)
+
+
 def _captioned(record: Record, caption: str) -> Record:
     return replace(record, captions=(caption,)) if caption and not record.captions else record
-
-
-def picture_size(record: Record) -> Size:
-    """Width and height of an upright picture, from its header where it lies in a file of its own."""
-    if record.span is not None:
-        return open_image(record.read(), name=record.name).size
-    try:
-        with Image.open(record.path) as picture:
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return picture.size[::-1] if turned else picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MezzotintError(f"{record.name} cannot be decoded ({error}); replace or remove it") from error
 
 
 def _check_told(records: Sequence[Record], needs: str, config: TrainConfig) -> None:
