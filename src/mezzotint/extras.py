@@ -101,7 +101,7 @@ def find_extra(kind: str, name: str, folders: Iterable[Path] = ()) -> Path:
         if path.is_file():
             return path.resolve()
         raise UsageError(f"{kind} {path}: there is no such file")
-    known = {path.stem: path for path in reversed(list(_extras(kind, folders)))}
+    known = extra_files(kind, folders)
     if name in known:
         return known[name]
     if known:
@@ -112,9 +112,14 @@ def find_extra(kind: str, name: str, folders: Iterable[Path] = ()) -> Path:
     )
 
 
+def extra_files(kind: str, folders: Iterable[Path] = ()) -> dict[str, Path]:
+    """The names that `find_extra` knows, and their files, whatever is in them."""
+    return {path.stem: path for path in reversed(list(_extras(kind, folders)))}
+
+
 def extra_names(kind: str, folders: Iterable[Path] = ()) -> list[str]:
     """The names that `find_extra` knows."""
-    return sorted({path.stem for path in _extras(kind, folders)})
+    return sorted(extra_files(kind, folders))
 
 
 def _extras(kind: str, folders: Iterable[Path]) -> Iterator[Path]:

@@ -15,7 +15,7 @@ encoders side by side, and is told the second's vector of the first chunk (Podel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -183,6 +183,11 @@ class TextEncoder:
                 yield places[part.lower()]
             else:
                 yield from ((id_,) for id_ in tokenizer.tokens(part))
+
+
+def said(words: Iterable[str], text: str) -> set[str]:
+    """Which of these learnt words a text has, in lower case, as an encoder would find them."""
+    return {part.lower() for part in _split(tuple(words), text)[1::2]}
 
 
 def _split(words: tuple[str, ...], text: str) -> list[str]:

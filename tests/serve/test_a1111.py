@@ -9,7 +9,11 @@ import webuiapi
 from PIL import Image
 
 from mezzotint import Pipeline
+from mezzotint.formats.embedding import Embedding, write_embedding
+from mezzotint.formats.lora import Lora, write_lora
 from mezzotint.formats.recipe import parse_infotext
+from mezzotint.nets.lowrank import LowRank
+from tiny import WIDTH
 
 
 @pytest.fixture
@@ -134,3 +138,71 @@ def test_a_path_is_never_opened(shared, picture):
     answer = shared.client.post("/sdapi/v1/img2img", json={"init_images": [picture], "prompt": "cats"})
     assert answer.status_code == 400
     assert "base64" in answer.json()["detail"]
+
+
+@pytest.fixture
+def shelf(tmp_path, model):
+    """A folder with a LoRA and learnt words, one of them for another kind of model."""
+    import torch
+
+    pipeline = Pipeline.load(model, device="cpu")
+    torch.manual_seed(0)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    outs, ins = pipeline.wardrobe.unet.get_submodule(layer).weight.shape
+    change = LowRank(torch.randn(2, ins), torch.randn(outs, 2))
+    write_lora(tmp_path / "loras/ink.safetensors", Lora({"unet": {layer: change}}, {"made": "here"}))
+    write_embedding(tmp_path / "thing.safetensors", Embedding("thing", {"": torch.randn(2, WIDTH)}))
+    write_embedding(tmp_path / "other.safetensors", Embedding("alien", {"": torch.randn(1, 999)}))
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    return tmp_path
+
+
+def test_loras_and_learnt_words_by_name(start, shelf, model):
+    running = start(extras=(shelf,))
+    api = webuiapi.WebUIApi(host="127.0.0.1", port=running.port, sampler="DDIM", steps=4)
+    assert [(each["name"], each["metadata"]["made"]) for each in api.get_loras()] == [("ink", "here")]
+    told = api.get_embeddings()
+    assert told["loaded"]["thing"]["vectors"] == 2
+    assert list(told["skipped"]) == ["alien"]
+    assert str(shelf) not in str(api.get_loras()) + str(told)
+
+    asked = {"seed": 3, "sampler": "ddim", "num_inference_steps": 4, "guidance_scale": 7.0}
+    alone = Pipeline.load(model, device="cpu", extras=[shelf])(
+        "a red thing", loras=["ink:0.5"], embeddings=["thing"], **asked
+    )[0]
+    told = api.txt2img(prompt="a red Thing <lora:ink:0.5>", seed=3, cfg_scale=7, width=16, height=16)
+    assert not np.array_equal(
+        np.asarray(told.image), np.asarray(Pipeline.load(model, device="cpu")("a red thing", **asked)[0])
+    )
+    assert np.array_equal(np.asarray(told.image), np.asarray(alone))
+    assert "<lora:ink:0.5>" in told.info["infotexts"][0]
+
+    (shelf / "loras/ink.safetensors").rename(shelf / "loras/chalk.safetensors")
+    assert running.client.post("/sdapi/v1/refresh-loras").status_code == 200
+    assert [each["name"] for each in api.get_loras()] == ["chalk"]
+
+
+@pytest.mark.parametrize("name", ["{0}/loras/ink.safetensors", "../loras/ink", "ink.safetensors", "nothing"])
+def test_a_lora_is_never_given_by_path(start, shelf, name):
+    prompt = f"cats <lora:{name.format(shelf)}:1>"
+    answer = start(extras=(shelf,)).client.post(
+        "/sdapi/v1/txt2img", json={"prompt": prompt, "width": 16, "height": 16}
+    )
+    assert answer.status_code == 400
+    assert "is a path" in answer.json()["detail"] or "unknown LoRA" in answer.json()["detail"]
+
+
+def test_what_clients_ask_for_when_they_start(api, shared):
+    told = api.get_memory()["ram"]
+    assert 0 < told["used"] < told["total"]
+    assert told["free"] == told["total"] - told["used"]
+    assert api.get_cmd_flags()["api"] is True
+    assert api.get_cmd_flags()["listen"] is False
+    assert api.refresh_checkpoints() is None
+    for name in ("scripts", "script-info", "extensions", "sd-modules", "latent-upscale-modes", "upscalers"):
+        assert shared.client.get(f"/sdapi/v1/{name}").status_code == 200
+    pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "teal")]
+    made = api.extra_batch_images(pictures, upscaler_1="Nearest", upscaling_resize=2).images
+    assert [(one.size, one.getpixel((3, 3))) for one in made] == [
+        ((16, 16), one.getpixel((1, 1))) for one in pictures
+    ]

@@ -35,6 +35,7 @@ LoraDir = Annotated[
     list[Path] | None,
     typer.Option(
         "--lora-dir",
+        "--embedding-dir",
         metavar="FOLDER",
         help="Where LoRAs and embeddings are found by name, before the folders in $MEZZOTINT_MODELS; may be repeated.",
     ),

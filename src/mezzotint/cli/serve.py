@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MezzotintError
-from .options import Device, Json
+from .options import Device, Json, LoraDir
 from .show import Show
 
 
@@ -37,6 +37,7 @@ def serve(
             "--model", "-m", help="An embedded model or a diffusers folder; may be given several times."
         ),
     ] = None,
+    lora_dir: LoraDir = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; wider than this machine only with keys.")
     ] = ("127.0.0.1"),
@@ -64,7 +65,8 @@ def serve(
     from ..serve.settings import Limits, Settings
 
     settings = Settings(
-        data=data, models=tuple(model or ["emoji"]), host=host, port=port, origins=tuple(origin or ()), device=device,
+        data=data, models=tuple(model or ["emoji"]), extras=tuple(lora_dir or ()),
+        host=host, port=port, origins=tuple(origin or ()), device=device,
         running=running, memory=memory * 1e9, mark=mark, blocked=blocked,
         limits=Limits(waiting=waiting, deadline=deadline),
     )  # fmt: skip

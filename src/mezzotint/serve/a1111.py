@@ -17,38 +17,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image
-from pydantic import BaseModel
 
 from ..diffusion.grids import GRIDS
 from ..diffusion.samplers import SAMPLERS
 from ..errors import MezzotintError, unknown
 from ..formats.image import encode_plain, open_image, read_recipe
 from ..formats.recipe import TITLES, infotext
+from .a1111_lists import AUTOMATIC, TROUBLES, UPSCALERS
 from .http import Asking, Refused, Serving, base64_of, fields_of, finished
 from .keys import Caller
-from .native import PROBLEMS
 from .service import Service
 from .store import Job
 
-
-class Trouble(BaseModel):
-    """A failure, in that program's form."""
-
-    error: str
-    detail: str
-    body: str
-    errors: str
-
-
-router = APIRouter(
-    prefix="/sdapi/v1",
-    tags=["automatic1111"],
-    responses={status: {**told, "model": Trouble} for status, told in PROBLEMS.items()},
-)
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], responses=TROUBLES)
 NAMES = {title.lower(): name for name, title in TITLES.items()}
-AUTOMATIC = "Automatic"
-UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 GLANCE = 1.5  # seconds that `progress` waits for a picture of how things stand
 
 # Values that change nothing; any other cannot be honoured. None and "" never change anything.
@@ -188,6 +170,7 @@ async def _drawn(
         if name != "sd_model_checkpoint":
             raise Refused(400, f"override_settings: '{name}' cannot be set here", param="override_settings")
         model = _model(service, value)
+    fields |= await run_in_threadpool(_worn, service, fields)
     job = await run_in_threadpool(
         service.submit, caller, fields, model=model, api="a1111", request_id=request.state.request_id
     )
@@ -197,6 +180,13 @@ async def _drawn(
         if error.code != "cancelled":  # interrupted: what was finished until then
             raise
     return await run_in_threadpool(_answer, service, job)
+
+
+def _worn(service: Service, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As that program has it, a learnt word needs no more than to be said."""
+    texts = [text for name in ("prompt", "negative_prompt") if isinstance(text := fields.get(name), str)]
+    names = service.shelf.worn(*texts)
+    return {"embeddings": tuple(names)} if names else {}
 
 
 def _answer(service: Service, job: Job) -> dict[str, Any]:
@@ -303,63 +293,6 @@ async def set_options(request: Request, service: Serving, caller: Asking) -> dic
     return {}
 
 
-@router.get("/samplers")
-def samplers(caller: Asking) -> list[dict[str, Any]]:
-    return [{"name": TITLES.get(name, name), "aliases": [name], "options": {}} for name in SAMPLERS]
-
-
-@router.get("/schedulers")
-def schedulers(caller: Asking) -> list[dict[str, Any]]:
-    names = {AUTOMATIC.lower(): AUTOMATIC} | {name: TITLES.get(name, name) for name in GRIDS}
-    return [
-        {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-        for name, label in names.items()
-    ]
-
-
-@router.get("/sd-models")
-def sd_models(service: Serving, caller: Asking) -> list[dict[str, Any]]:
-    told = []
-    for name in service.models.names:
-        with service.models.use(name) as pipeline:
-            full = pipeline.fingerprint
-        told.append(
-            {"title": f"{name} [{full[:10]}]", "model_name": name, "hash": full[:10], "sha256": full, "filename": name,
-             "config": None}
-        )  # fmt: skip
-    return told
-
-
-@router.get("/upscalers")
-def upscalers(caller: Asking) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        for name in UPSCALERS
-    ]
-
-
-@router.get("/embeddings")
-def embeddings(caller: Asking) -> dict[str, Any]:
-    return {"loaded": {}, "skipped": {}}
-
-
-@router.get("/loras")
-@router.get("/sd-vae")
-@router.get("/hypernetworks")
-@router.get("/face-restorers")
-@router.get("/realesrgan-models")
-@router.get("/prompt-styles")
-@router.get("/latent-upscale-modes")
-def none(caller: Asking) -> list[Any]:
-    """Nothing of this kind is served."""
-    return []
-
-
-@router.get("/scripts")
-def scripts(caller: Asking) -> dict[str, Any]:
-    return {"txt2img": [], "img2img": []}
-
-
 @router.post("/png-info")
 async def info(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
     """The text inside a picture."""
@@ -377,7 +310,10 @@ async def info(request: Request, service: Serving, caller: Asking) -> dict[str, 
 @router.post("/extra-single-image")
 async def extra_single_image(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
     """A picture at another size, by a filter."""
-    given = await fields_of(request)
+    return {"html_info": "", "image": await _resized(service, await fields_of(request))}
+
+
+async def _resized(service: Service, given: Mapping[str, Any]) -> str:
     data = picture_of(given.get("image"), "image")
     for name in ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"):
         if given.get(name):
@@ -395,7 +331,20 @@ async def extra_single_image(request: Request, service: Serving, caller: Asking)
         method = UPSCALERS[upscaler]
         return base64_of(encode_plain(image if method is None else image.resize((width, height), method)))
 
-    return {"html_info": "", "image": await run_in_threadpool(resized)}
+    return await run_in_threadpool(resized)
+
+
+@router.post("/extra-batch-images")
+async def extra_batch_images(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
+    """Several pictures at another size: {"imageList": [{"data": base64, "name": ...}, ...]}."""
+    given = await fields_of(request)
+    listed = given.pop("imageList", None)
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise Refused(400, "imageList: a list of pictures, each with its data and name", param="imageList")
+    if len(listed) > service.settings.limits.images:
+        raise Refused(400, f"imageList: at most {service.settings.limits.images} pictures", param="imageList")
+    made = [await _resized(service, given | {"image": one.get("data")}) for one in listed]
+    return {"html_info": "", "images": made}
 
 
 def _target(given: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
@@ -406,12 +355,3 @@ def _target(given: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
         return int(given.get("upscaling_resize_w", 512)), int(given.get("upscaling_resize_h", 512))
     except (TypeError, ValueError, OverflowError) as error:
         raise Refused(400, "upscaling_resize is not a number", param="upscaling_resize") from error
-
-
-@router.get("/memory")
-def memory(caller: Asking) -> dict[str, Any]:
-    """Of this process, in bytes, where the system tells."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"ram": {"free": 0, "used": used, "total": used}, "cuda": {"error": "not told"}}

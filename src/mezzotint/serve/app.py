@@ -24,7 +24,7 @@ from starlette.requests import Request
 
 from .. import __version__
 from ..errors import MezzotintError, UsageError
-from . import a1111, native, openai
+from . import a1111, a1111_lists, native, openai
 from .guard import Guard
 from .http import Asking, Refused, Serving, explained, told
 from .service import Service
@@ -58,7 +58,7 @@ def create_app(service: Service) -> FastAPI:
     for kind in (MezzotintError, RequestValidationError, Refused, Exception):
         app.add_exception_handler(kind, explained)
     app.add_exception_handler(HTTPException, _http_error)
-    for router in (native.router, openai.router, a1111.router):
+    for router in (native.router, openai.router, a1111.router, a1111_lists.router):
         app.include_router(router)
     app.add_api_route("/healthz", healthz, include_in_schema=False)
     app.add_api_route("/readyz", readyz, include_in_schema=False)

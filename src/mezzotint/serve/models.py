@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..catalog import find_model
+from ..catalog import content_hash, find_model
 from ..errors import MezzotintError, UsageError, unknown
 from ..pipeline import Pipeline
 
@@ -29,6 +29,7 @@ class Models:
         *,
         device: str = "auto",
         memory: float = float("inf"),
+        extras: Sequence[Path] = (),
         share: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline,
     ) -> None:
         """Raises UsageError for a model that is not there, or two of one name."""
@@ -38,9 +39,10 @@ class Models:
             if folder.name in self.folders:
                 raise UsageError(f"two models are called '{folder.name}'; rename one of the folders")
             self.folders[folder.name] = folder
-        self._device, self._memory, self._share = device, memory, share
+        self._device, self._memory, self._share, self._extras = device, memory, share, extras
         self._loaded: OrderedDict[str, Pipeline] = OrderedDict()
         self._used: dict[str, int] = {}
+        self._hashes: dict[str, str] = {}
         self._lock = threading.RLock()
 
     @property
@@ -61,6 +63,12 @@ class Models:
             raise unknown("model", name, self.folders)
         return name
 
+    def fingerprint(self, name: str) -> str:
+        """What a model's recipes know it by; it is not loaded for that."""
+        if name not in self._hashes:
+            self._hashes[name] = content_hash(self.folders[name])
+        return self._hashes[name]
+
     @contextmanager
     def use(self, name: str) -> Iterator[Pipeline]:
         """A model that is not let go meanwhile. Raises UsageError for one that is not served."""
@@ -77,7 +85,9 @@ class Models:
         if name not in self._loaded:
             self._make_room(sum(file.stat().st_size for file in self.folders[name].rglob("*.safetensors")))
             try:
-                self._loaded[name] = self._share(Pipeline.load(self.folders[name], device=self._device))
+                self._loaded[name] = self._share(
+                    Pipeline.load(self.folders[name], device=self._device, extras=self._extras)
+                )
             except MezzotintError as error:
                 raise Broken(f"the model '{name}' cannot be loaded: {error}") from error
         self._loaded.move_to_end(name)

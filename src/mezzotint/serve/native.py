@@ -139,6 +139,8 @@ def info(service: Serving, caller: Asking) -> dict[str, Any]:
             for name, method in METHODS.items()
         },
         "grids": list(GRIDS),
+        "loras": list(service.shelf.loras()),
+        "words": sorted(service.shelf.words()),
         "limits": {
             name: getattr(limits, name)
             for name in ("pixels", "steps", "images", "upload_bytes", "waiting", "deadline")

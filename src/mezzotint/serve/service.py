@@ -36,6 +36,7 @@ from .models import Models
 from .queue import Piece, Queue
 from .safety import Blocked, Safety, WordList
 from .settings import Settings
+from .shelf import Shelf
 from .store import Job, Store
 
 log = logging.getLogger("mezzotint.serve")
@@ -61,8 +62,10 @@ class Service:
         self.queue = Queue()
         self.lane = Lane(settings.running if settings.step_batching else 1)
         self.models = Models(
-            settings.models, device=settings.device, memory=settings.memory, share=self.lane.shared
-        )
+            settings.models, device=settings.device, memory=settings.memory, extras=settings.extras,
+            share=self.lane.shared,
+        )  # fmt: skip
+        self.shelf = Shelf(settings.extras)
         self.draining = False
         self._stopping = False
         self._lock = threading.RLock()

@@ -29,6 +29,7 @@ class Settings:
 
     data: Path
     models: tuple[str, ...] = ("emoji",)
+    extras: tuple[Path, ...] = ()  # folders in which LoRAs and learnt words are found by name
     host: str = "127.0.0.1"
     port: int = 7860
     origins: tuple[str, ...] = ()  # of other sites whose pages may call
