@@ -144,7 +144,9 @@ class TextEncoder:
                 new = [vectors[number] for vectors in self.learnt.values()]
                 rows = torch.cat(new).to(self.device) if new else None  # [n, D]
                 for i, chunk in enumerate(self.chunks(text, number)):
-                    ids = torch.tensor([_ids(tokenizer, chunk)], device=self.device)  # [1, L]
+                    ids = torch.tensor(
+                        [framed(tokenizer, [t.id for t in chunk])], device=self.device
+                    )  # [1, L]
                     said = net(ids, rows)
                     parts.append(_weighed(said.hidden[-2] if self.pooled else said.last, chunk))
                     pooled = said.pooled if i == 0 and self.pooled else pooled
@@ -172,17 +174,35 @@ class TextEncoder:
             yield tuple(chunk)
 
     def _pieces(self, text: str, encoder: int) -> Iterator[tuple[int, ...]]:
-        """Ids that stay together: single tokens, and the vectors of a word that was learnt."""
         net, tokenizer = self.encoders[encoder]
-        places, first = {}, net.config.vocab_size
-        for word, vectors in self.learnt.items():
-            places[word.lower()] = tuple(range(first, first + len(vectors[encoder])))
-            first += len(vectors[encoder])
-        for i, part in enumerate(_split(tuple(places), text)):
-            if i % 2:
-                yield places[part.lower()]
-            else:
-                yield from ((id_,) for id_ in tokenizer.tokens(part))
+        counts = {word: len(vectors[encoder]) for word, vectors in self.learnt.items()}
+        return pieces(tokenizer, text, places(counts, net.config.vocab_size))
+
+
+def places(counts: Mapping[str, int], first: int) -> dict[str, tuple[int, ...]]:
+    """The ids of words that were learnt, in lower case: word -> number of vectors; `first` is the vocabulary's size."""
+    found = {}
+    for word, count in counts.items():
+        found[word.lower()] = tuple(range(first, first + count))
+        first += count
+    return found
+
+
+def pieces(
+    tokenizer: Tokenizer, text: str, learnt: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[int, ...]]:
+    """Ids that stay together: single tokens, and the vectors of a word that was learnt (see `places`)."""
+    for i, part in enumerate(_split(tuple(learnt), text)):
+        if i % 2:
+            yield learnt[part.lower()]
+        else:
+            yield from ((id_,) for id_ in tokenizer.tokens(part))
+
+
+def framed(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`max_length` ids: begin, at most two fewer than that, end, padding."""
+    ids = [tokenizer.bos, *ids, tokenizer.eos]
+    return ids + [tokenizer.pad] * (tokenizer.max_length - len(ids))
 
 
 def said(words: Iterable[str], text: str) -> set[str]:
@@ -201,12 +221,6 @@ def _split(words: tuple[str, ...], text: str) -> list[str]:
         for word in sorted(words, key=len, reverse=True)
     )
     return re.split(f"({'|'.join(alone)})", text, flags=re.IGNORECASE)
-
-
-def _ids(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
-    """`max_length` ids: begin, the chunk, end, padding."""
-    ids = [tokenizer.bos, *(token.id for token in chunk), tokenizer.eos]
-    return ids + [tokenizer.pad] * (tokenizer.max_length - len(ids))
 
 
 def _weighed(states: Tensor, chunk: Chunk) -> Tensor:

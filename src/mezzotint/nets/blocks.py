@@ -227,15 +227,23 @@ class Upsample(nn.Module):
 class Attention(nn.Module):
     """Tokens look at each other, or at a context: keys and values come from there."""
 
-    def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, upcast: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        upcast: bool = False,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.place = Place(0, cross=context_dim is not None)  # a U-Net numbers its own
         self.start = 0  # where its keys stand among those of all; the values follow
         context_dim = context_dim or dim
         self.heads, self.upcast = heads, upcast
-        self.to_q = Linear(dim, dim, bias=False)
-        self.to_k = Linear(context_dim, dim, bias=False)
-        self.to_v = Linear(context_dim, dim, bias=False)
+        self.to_q = Linear(dim, dim, bias=bias)
+        self.to_k = Linear(context_dim, dim, bias=bias)
+        self.to_v = Linear(context_dim, dim, bias=bias)
         self.to_out = nn.ModuleList([Linear(dim, dim)])
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -176,6 +176,19 @@ class Lora(Section):
     dialect: Literal["diffusers", "kohya"] = "diffusers"  # of the file that is written
 
 
+class Embedding(Section):
+    """A new word (textual inversion, Gal et al. 2022): its vectors are learned and nothing else."""
+
+    word: str = ""  # that the model does not know, for instance <zorple>
+    vectors: int = Field(
+        1, gt=0, description="how many the word stands for: more hold more, and are heard less"
+    )
+    start: str = ""  # words whose vectors it begins as; vectors like any other's if not given
+    templates: Literal["object", "style", "own"] | tuple[str, ...] = (
+        "object"  # captions, {} for the word and {caption} for the picture's own; own: these, which must name it
+    )
+
+
 class Prior(Section):
     """Prior preservation (DreamBooth, Ruiz et al. 2022): other pictures of the kind, so that it is not forgotten."""
 
@@ -194,7 +207,7 @@ class Consistency(Section):
 class TrainConfig(Section):
     """One run of one stage."""
 
-    stage: Literal["vae", "text", "diffusion", "model", "lora", "consistency"]
+    stage: Literal["vae", "text", "diffusion", "model", "lora", "embedding", "consistency"]
     data: Path
     out: Path
     seed: int = 0
@@ -207,6 +220,7 @@ class TrainConfig(Section):
     dataset: Dataset = Dataset()
     model: Model = Model()
     lora: Lora = Lora()
+    embedding: Embedding = Embedding()
     prior: Prior = Prior()
     consistency: Consistency = Consistency()
 
@@ -220,6 +234,7 @@ SECTIONS: dict[str, type[Section]] = {
     "dataset": Dataset,
     "model": Model,
     "lora": Lora,
+    "embedding": Embedding,
     "prior": Prior,
     "consistency": Consistency,
 }

@@ -82,13 +82,18 @@ class DenoisingStage:
         if self.model.teller is not None:
             self.text_hash = weights_hash([net for net, _ in self.model.teller.encoders])
         prior = self._prior_pictures(config.out / "prior") if config.prior.prompt else None
-        self.pictures = Pictures(config, step=self.model.factor, needs=needs, prior=prior)
+        step = self.model.factor
+        self.pictures = Pictures(config, step=step, needs=needs, prior=prior, captioned=self.captioned)
         self.players: dict[str, nn.Module] = self.trained()
 
     @property
     def hears_anew(self) -> bool:
         """Whether the text encoders change, so that what they say cannot be kept."""
         return False
+
+    def captioned(self, record: Record) -> Record:
+        """A picture with what is told of it."""
+        return record
 
     def trained(self) -> dict[str, nn.Module]:
         """What is trained, by name."""

@@ -6,7 +6,7 @@ autoencoder and the text encoders stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ..formats.tensors import build, read_weights
 from ..formats.tokenizer import Tokenizer
 from ..nets import AutoencoderKL, CLIPTextModel, UNet, UNetConfig, VAEConfig, text_time
 from ..nets.blocks import channels_last
+from ..text import framed, pieces, places
 from .config import TrainConfig
 from .diffusion import quiet_start
 
@@ -53,16 +54,29 @@ class TextTeller:
     """Captions -> `Cond`, many at a time; no weights in brackets, what does not fit is cut."""
 
     def __init__(
-        self, encoders: Sequence[tuple[CLIPTextModel, Tokenizer]], *, pooled: bool, time_dim: int
+        self,
+        encoders: Sequence[tuple[CLIPTextModel, Tokenizer]],
+        *,
+        pooled: bool,
+        time_dim: int,
+        learnt: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
+        """`learnt`: words with their vectors [n, D] for each encoder."""
         self.encoders, self.pooled, self.time_dim = tuple(encoders), pooled, time_dim
+        self.learnt = dict(learnt or {})
+
+    def learning(self, learnt: Mapping[str, Sequence[Tensor]]) -> TextTeller:
+        """The same with words whose vectors may be learned."""
+        return TextTeller(self.encoders, pooled=self.pooled, time_dim=self.time_dim, learnt=learnt)
 
     def states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """(states [B, L, D], vectors [B, P] where the net takes them)."""
         texts, pooled = [], None
-        for net, tokenizer in self.encoders:
+        for number, (net, _) in enumerate(self.encoders):
             device = next(net.parameters()).device
-            said = net(torch.tensor([tokenizer.encode(caption).ids for caption in captions], device=device))
+            rows = [vectors[number] for vectors in self.learnt.values()]
+            ids = torch.tensor([self.ids(caption, number) for caption in captions], device=device)
+            said = net(ids, torch.cat(rows) if rows else None)
             texts.append(said.hidden[-2] if self.pooled else said.last)
             pooled = said.pooled if self.pooled else None
         return torch.cat(texts, dim=-1), pooled
@@ -73,9 +87,13 @@ class TextTeller:
             return Cond(text=states)
         return Cond(text=states, pooled=text_time(pooled, sizes.to(pooled), self.time_dim))
 
-    def cut(self, captions: Sequence[str]) -> list[str]:
-        """Those captions that are too long to be heard whole."""
-        return [c for c in captions if any(tokenizer.encode(c).cut for _, tokenizer in self.encoders)]
+    def ids(self, caption: str, encoder: int = 0) -> list[int]:
+        """How an encoder reads a caption; a word that is learned has ids beyond the vocabulary."""
+        net, tokenizer = self.encoders[encoder]
+        counts = {word: len(vectors[encoder]) for word, vectors in self.learnt.items()}
+        known = places(counts, net.config.vocab_size)
+        ids = [id_ for piece in pieces(tokenizer, caption, known) for id_ in piece]
+        return framed(tokenizer, ids[: tokenizer.max_length - 2])
 
 
 @dataclass

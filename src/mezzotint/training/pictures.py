@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
@@ -49,15 +49,22 @@ class Pictures:
     """The pictures of a run, by number."""
 
     def __init__(
-        self, config: TrainConfig, *, step: int, needs: str, prior: Sequence[Record] | None = None
+        self,
+        config: TrainConfig,
+        *,
+        step: int,
+        needs: str,
+        prior: Sequence[Record] | None = None,
+        captioned: Callable[[Record], Record] = lambda record: record,
     ) -> None:
         """`step`: what a bucket's sides must be multiples of. `needs`: "text", "class" or "none". `prior`: see there.
 
-        Raises UsageError if the pictures do not have what the model is to be told.
+        `captioned` says what is told of a picture beside what its files say. Raises UsageError if the pictures do not
+        have what the model is to be told.
         """
         self.config, self.settings = config, config.dataset
         found = read_records(config.data, self.settings.layout, access(config))
-        own = [_captioned(record, self.settings.caption) for record in found]
+        own = [captioned(_captioned(record, self.settings.caption)) for record in found]
         self.records = [*own, *(prior or ())]
         _check_told(self.records, needs, config)
         self.classes = tuple(sorted({r.extra["class"] for r in self.records})) if needs == "class" else ()

@@ -75,6 +75,10 @@ def build_stage(config: TrainConfig, device: torch.device) -> Stage:
         from .adapters import LoraStage
 
         return LoraStage(config, device)
+    if config.stage == "embedding":
+        from .words import EmbeddingStage
+
+        return EmbeddingStage(config, device)
     if config.stage == "consistency":
         from .consistency import ConsistencyStage
 
