@@ -45,16 +45,15 @@ def tried(denoise: Denoise, trials: Trials, kind: str = "") -> Denoise:
     return evaluated
 
 
-def gathered(
-    net: Net, calls: Sequence[tuple[Tensor, Tensor, Cond]], trials: Trials | None, kind: str = ""
-) -> list[Tensor]:
+def gathered(net: Net, calls: Sequence[tuple[Tensor, Tensor, Cond]], trials: Trials | None) -> list[Tensor]:
     """The net's answers to several calls of equal shapes, from one forward if they come out as they do alone.
 
     As in `tried`, the first and the last call are made alone once for each shape and number of calls, and `trials`
     remembers what was found. `trials` None: not held to the last bit, never tried.
     """
     rows = len(calls[0][0])
-    key = (kind, len(calls), *calls[0][0].shape)
+    sizes = (size for field in calls[0][2] for size in (() if field is None else field.shape))
+    key = (len(calls), *calls[0][0].shape, *sizes)
     if len(calls) == 1 or (trials is not None and not trials.get(key, True)):
         return [net(*call) for call in calls]
     zs, ts, _ = zip(*calls, strict=True)

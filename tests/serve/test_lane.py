@@ -1,17 +1,21 @@
 """The lane: calls that fit are answered together, and each answer is, to the last bit, that of the call alone."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mezzotint import Pipeline, Request
 from mezzotint.diffusion.types import Cond
 from mezzotint.exact import gathered
 from mezzotint.pipeline import Picture
 from mezzotint.serve.lane import Lane
+from tiny import WIDTH
 
 MIX = [  # jobs that differ in everything that may differ
     {"prompt": "a red apple", "seed": 1, "num_inference_steps": 3},
@@ -28,6 +32,12 @@ MIX = [  # jobs that differ in everything that may differ
     {"prompt": "green", "seed": 6, "num_inference_steps": 4, "width": 32},
     {"prompt": "a green apple", "seed": 7, "num_inference_steps": 8, "grid": "karras", "guidance_end": 0.5},
     {"prompt": "a cat", "seed": 8, "num_inference_steps": 5, "negative_prompt": "red"},
+]
+GIVEN = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)) for i in (0, 1)]
+TASKS = [  # that look at the net's attention, each in its way
+    {"task": "restyle", "style_image": GIVEN[0], "prompt": "cats"},
+    {"task": "stylize", "image": GIVEN[0], "style_image": GIVEN[1], "prompt": "cats"},
+    {"task": "rewrite", "image": GIVEN[0], "source_prompt": "a cat", "prompt": "two cats", "method": "words"},
 ]
 
 
@@ -61,6 +71,33 @@ def test_pictures_of_a_mix_are_those_of_each_alone(model, lane):
     for a, b in zip(alone, mixed, strict=True):
         assert np.array_equal(a, b)
     assert lane.answered > 1.3 * lane.forwards  # they did share forwards
+
+
+def test_attention_is_seen_and_changed_in_the_lane(model, lane):
+    pipeline = Pipeline.load(model, device="cpu")
+    shared = lane.shared(pipeline)
+    for fields in TASKS:
+        fields = fields | {"seed": 2, "num_inference_steps": 3}
+        assert np.array_equal(drawn(pipeline, fields), drawn(shared, fields))
+
+
+def test_texts_are_prepared_once_in_the_lane_too(model, lane):
+    net = lane.shared(Pipeline.load(model, device="cpu")).denoiser.net
+    told = net.prepared(Cond(torch.randn(1, 12, WIDTH)))
+    assert told.keys is not None
+    z, t = torch.randn(1, 4, 8, 8), torch.ones(1)
+    with torch.inference_mode():
+        assert torch.equal(net(z, t, told), net(z, t, told._replace(keys=None)))
+
+
+def test_a_model_that_is_let_go_leaves_nothing_behind(model, lane):
+    pipeline = lane.shared(Pipeline.load(model, device="cpu"))
+    net = weakref.ref(pipeline.denoiser.net.net)
+    drawn(pipeline, MIX[0])
+    del pipeline
+    gc.collect()
+    assert net() is None
+    assert len(lane._trials) == 0
 
 
 def test_a_net_that_is_not_the_same_in_company_is_asked_call_by_call():

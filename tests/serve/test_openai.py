@@ -77,13 +77,30 @@ def test_edits(client, model):
     told = client.images.edit(image=file_of(given), prompt="cats", extra_body=extra)
     alone = Pipeline.load(model, device="cpu").img2img(given, "cats", **extra)[0]
     assert np.array_equal(np.asarray(image_of(told.data[0].b64_json)), np.asarray(alone))
-    with pytest.raises(BadRequestError) as caught:
-        client.images.edit(image=[file_of(given), file_of(given)], prompt="cats")
-    assert caught.value.param == "image"
     stream = client.images.edit(
         image=file_of(given), prompt="cats", stream=True, partial_images=1, extra_body=extra
     )
     assert [event.type for event in stream] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_a_second_picture_lends_its_manner(client, model):
+    given, other = (
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+        for i in (0, 1)
+    )
+    extra = {"seed": 3, "strength": 0.5}
+    told = client.images.edit(image=[file_of(given), file_of(other)], prompt="cats", extra_body=extra)
+    alone = Pipeline.load(model, device="cpu").stylize(given, other, prompt="cats", **extra)[0]
+    assert np.array_equal(np.asarray(image_of(told.data[0].b64_json)), np.asarray(alone))
+    assert told.usage.input_tokens_details.image_tokens == 2 * told.usage.output_tokens
+    stream = client.images.edit(
+        image=[file_of(given), file_of(other)], prompt="cats", stream=True, partial_images=1
+    )
+    assert [event.type for event in stream][-1] == "image_edit.completed"
+    for more, param in (({"image": [file_of(given)] * 3}, "image"), ({"mask": file_of(given)}, "mask")):
+        with pytest.raises(BadRequestError) as caught:
+            client.images.edit(**{"image": [file_of(given), file_of(other)], "prompt": "cats"} | more)
+        assert caught.value.param == param
 
 
 def test_an_edit_with_a_mask_leaves_the_rest_alone(client):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..diffusion.types import Cond
 from .layers import Conv2d, Linear
 
 M = TypeVar("M", bound=nn.Module)
@@ -62,6 +63,15 @@ class Place(NamedTuple):
 
 # Stands in for `attend`, as control(place, q, k, v, heads, mask): how editing sees and changes who looks at what.
 Control = Callable[[Place, Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A net whose attention can be seen and changed: a U-Net, or what has it computed elsewhere."""
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Cond, *, control: Control | None = None) -> Tensor: ...
+
+    def prepared(self, cond: Cond) -> Cond: ...
 
 
 class Context(NamedTuple):

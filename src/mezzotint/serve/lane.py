@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..diffusion.types import Cond, Net
 from ..exact import Trials, gathered
+from ..nets.blocks import Attentive
 from ..pipeline import SMALL, Pipeline
 
 PATIENCE = 0.004  # seconds that a call waits for others that are about to come
@@ -54,7 +56,7 @@ class Lane:
         self._members = 0
         self._open = True
         self._changed = threading.Condition()
-        self._trials: Trials = {}
+        self._trials: WeakKeyDictionary[Net, Trials] = WeakKeyDictionary()
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
         self._thread.start()
 
@@ -97,8 +99,10 @@ class Lane:
         return call.future.result()
 
     def _net(self, net: Net, *, exact: bool) -> Net:
+        trials = self._trials.setdefault(net, {}) if exact else None
+
         def answer(calls: list[tuple[Tensor, Tensor, Cond]]) -> list[Tensor]:
-            return gathered(net, calls, self._trials if exact else None, kind=str(id(net)))
+            return gathered(net, calls, trials)
 
         def asked(z: Tensor, t: Tensor, cond: Cond, **knobs: Any) -> Any:
             if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
@@ -110,7 +114,7 @@ class Lane:
             kind = ("net", id(net), z.shape, z.dtype, z.stride(), t.dtype, fields)
             return self.ask(Call(kind, min(self.most, pictures), answer, (z, t, cond)))
 
-        return asked
+        return _Attentive(asked, net) if isinstance(net, Attentive) else asked
 
     def _run(self) -> None:
         while True:
@@ -139,6 +143,20 @@ class Lane:
             else:
                 for call, answer in zip(group, answers, strict=True):
                     call.future.set_result(answer)
+
+
+@dataclass(frozen=True)
+class _Attentive:
+    """A net that computes in the lane, and is as good as itself to those who look at its attention."""
+
+    asked: Callable[..., Tensor]
+    net: Attentive
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Cond, **knobs: Any) -> Tensor:
+        return self.asked(z, t, cond, **knobs)
+
+    def prepared(self, cond: Cond) -> Cond:
+        return self.net.prepared(cond)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -128,7 +128,7 @@ async def generations(request: Request, service: Serving, caller: Asking) -> Res
 
 
 class Edit(Generation):
-    """As a form; `image` may be repeated as `image[]`."""
+    """As a form; a second picture, as `image[]`, lends its manner to the first."""
 
     image: Annotated[str, Field(json_schema_extra={"format": "binary"})]
     mask: Annotated[str | None, Field(json_schema_extra={"format": "binary"})] = None
@@ -136,7 +136,10 @@ class Edit(Generation):
 
 @router.post("/images/edits", openapi_extra=body_of(Edit, "multipart/form-data"))
 async def edits(request: Request, service: Serving, caller: Asking) -> Response:
-    """A picture drawn anew under a prompt: all of it, or where the mask is transparent."""
+    """A picture drawn anew under a prompt: all of it, or where the mask is transparent.
+
+    Of two pictures the first is drawn anew, in the manner of the second: its colours, its strokes, its light.
+    """
     given: dict[str, Any] = {}
     pictures: list[bytes] = []
     mask: bytes | None = None
@@ -156,13 +159,22 @@ async def edits(request: Request, service: Serving, caller: Asking) -> Response:
                 given[name] = _plain(value)
     if not pictures:
         raise Refused(400, "image is missing", code="missing_required_parameter", param="image")
-    if len(pictures) > 1:
-        raise Refused(400, "image: this service works on one picture at a time", param="image")
-    return await _answer(request, service, caller, given, _task(pictures[0], mask), "image_edit")
+    return await _answer(request, service, caller, given, _task(pictures, mask), "image_edit")
 
 
-def _task(picture: bytes, mask: bytes | None) -> dict[str, Any]:
-    """The task of an edit: without a mask, or one that is transparent nowhere, all is drawn anew."""
+def _task(pictures: Sequence[bytes], mask: bytes | None) -> dict[str, Any]:
+    """The task of an edit: drawing all anew, in the manner of another picture, or where a mask is transparent."""
+    picture, *others = pictures
+    if len(others) > 1:
+        raise Refused(
+            400,
+            f"image: {len(pictures)} pictures; two at most: one to edit, one for its manner",
+            param="image",
+        )
+    if others and mask is not None:
+        raise Refused(400, "mask: a part of a picture cannot be drawn in another's manner here", param="mask")
+    if others:
+        return {"task": "stylize", "image": picture, "style_image": others[0]}
     if mask is None:
         return {"task": "img2img", "image": picture}
     image = open_image(mask, name="mask")
@@ -364,7 +376,7 @@ def usage(service: Service, job: Job, pictures: int) -> dict[str, Any]:
         text = sum(len(chunk) for chunk in chunks)
         factor = pipeline.codec.factor
     places = (job.request["width"] // factor) * (job.request["height"] // factor)
-    seen = places if job.request.get("image") else 0
+    seen = places * sum(bool(job.request.get(name)) for name in ("image", "style_image"))
     return {
         "input_tokens": text + seen, "output_tokens": places * pictures,
         "total_tokens": text + seen + places * pictures,

@@ -17,8 +17,7 @@ from ..diffusion.denoiser import per_row
 from ..diffusion.guidance import joined
 from ..diffusion.types import Cond, Denoise
 from ..errors import UsageError
-from ..nets import UNet
-from ..nets.blocks import Control
+from ..nets.blocks import Attentive, Control
 from .problem import guided
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def looking(
     is evaluated by itself, so that a batch is its seeds alone. Raises UsageError for a model without such attention.
     """
     net: Any = pipeline.denoiser.net
-    if not isinstance(net, UNet):
+    if not isinstance(net, Attentive):
         raise UsageError(
             f"'{pipeline.name}' has no attention that could look at another picture; take another model"
         )

@@ -26,7 +26,8 @@ from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
 from ..formats.image import resized, to_tensor
-from ..nets import UNet, text_time
+from ..nets import text_time
+from ..nets.blocks import Attentive
 from ..prompt import Script
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _heard(pipeline: Pipeline, request: Settled, text: str) -> Cond:
 def prepared(pipeline: Pipeline, cond: Cond) -> Cond:
     """`cond` with what the pipeline's net makes of it once and for all, where it can."""
     net = getattr(pipeline.denoiser, "net", None)  # any function may stand for the denoiser
-    return net.prepared(cond) if isinstance(net, UNet) else cond
+    return net.prepared(cond) if isinstance(net, Attentive) else cond
 
 
 def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Cond:
