@@ -15,7 +15,7 @@ from mezzotint.formats.lora import read_lora
 from mezzotint.nets.blocks import channels_last
 from mezzotint.nets.lowrank import changed
 from mezzotint.training.adapters import LoraStage
-from mezzotint.training.card import read_log
+from mezzotint.training.history import read_history
 from mezzotint.training.watch import run
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_prior_pictures_are_drawn_once_and_trained_on(places, tmp_path):  # noqa
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "pictures trained on" in card
     assert '"prompt": "a cat"' in card
-    assert read_log(tmp_path / "log.jsonl")
+    assert read_history(tmp_path).steps
 
 
 def test_refusals(places, tmp_path):  # noqa: F811

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mezzotint.training.signs import Memory, Validation, look_like_noise, roughness
+from mezzotint.training.signs import Memory, Validation, look_like_noise, remembered, roughness
 
 
 def waves(frequency, count=64):
@@ -45,3 +45,22 @@ def test_learning_by_heart_is_told_after_three_looks_in_a_row():
     assert Validation({1.0: 0.9}, {1.0: 0.3}).gap == pytest.approx(3)
     quiet = Memory()
     assert not any(quiet.warn(s, Validation({}, {1.0: loss})) for s, loss in enumerate((0.1, 1, 1, 1)))
+
+
+def test_a_widening_gap_is_an_early_sign_and_a_resumed_run_remembers():
+    def looks(pairs):
+        return [(step, Validation({1.0: held}, {1.0: train})) for step, (held, train) in enumerate(pairs)]
+
+    # the loss on held-out pictures still falls, that on trained ones falls faster
+    run = looks([(1.0, 1.0), (0.9, 0.9), (0.88, 0.7), (0.87, 0.68), (0.86, 0.65), (0.85, 0.6)])
+    memory = Memory()
+    said = [memory.warn(step, look) for step, look in run]
+    assert not any(said[:4])
+    assert "1.32 times that on trained ones, and was 1.00 times: an early sign" in said[4]
+    log = [
+        {"step": step, "validation": {"held_out": {"1.0": look.loss}, "train": {"1.0": look.loss / look.gap}}}
+        for step, look in run
+    ]
+    assert remembered(log, 3).warn(*run[4]) == said[4]
+    assert remembered(log, 3).losses == memory.losses[:4]
+    assert not Memory().warn(*run[4])

@@ -73,3 +73,18 @@ def ema(
     folder = out or run / f"{averages.config.stage}-ema"
     averages.export(chosen, folder)
     show.result(str(folder), event="model", path=str(folder), length=chosen.length)
+
+
+@training.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; RUN/report.html if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the curves and the samples of a run, under way or ended, as one HTML file that needs no network."""
+    from ..training.report import write_report
+
+    path = write_report(run, out)
+    Show(as_json).result(str(path), event="report", path=str(path))

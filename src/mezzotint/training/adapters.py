@@ -20,7 +20,7 @@ from ..errors import UsageError, unknown
 from ..formats.atomic import new_folder, write_file
 from ..formats.lora import Lora, write_lora
 from ..nets.lowrank import LowRank
-from .card import model_card
+from .card import card_files
 from .denoising import DenoisingStage
 
 FILE = "lora.safetensors"
@@ -111,7 +111,8 @@ class LoraStage(DenoisingStage):
         metadata = {"mezzotint": json.dumps(self.config.lora.model_dump(mode="json"))}
         with new_folder(folder, replace=True) as part:
             write_lora(part / FILE, self.adapters.lora(metadata), dialect=self.config.lora.dialect)
-            write_file(part / "README.md", model_card(self.config, self.pictures))
+            for name, content in card_files(self.config, self.pictures, self.prompts()).items():
+                write_file(part / name, content)
 
 
 def _layers(part: str, net: nn.Module, ends: Sequence[str]) -> Iterator[str]:

@@ -1,23 +1,44 @@
-"""The card that a trained model carries: what it was trained on, how, by which version, and how the losses went."""
+"""The card that a trained model carries: what it was trained on, how, how the losses went, what it draws."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
+from .chart import together
 from .config import TrainConfig
+from .history import History, mean_loss, read_history
 from .pictures import Pictures
+from .report import grids, losses
+
+README, CURVES, SAMPLES = "README.md", "curves.svg", "samples.png"
 
 
-def model_card(config: TrainConfig, pictures: Pictures) -> str:
-    """Markdown. Losses are read from the run's log."""
-    split = pictures.split
+def card_files(
+    config: TrainConfig, pictures: Pictures, prompts: Sequence[str] = ()
+) -> dict[str, str | bytes]:
+    """The card and the pictures in it, by file name: curves and the last sample grid, drawn for `prompts`."""
+    history, drawn = read_history(config.out), grids(config.out)
+    files: dict[str, str | bytes] = {}
+    if len(history.steps) > 1:
+        files[CURVES] = together(losses(history))
+    if drawn:
+        files[SAMPLES] = drawn[-1][1].read_bytes()
+    return {README: model_card(config, pictures, shown=tuple(files), prompts=prompts)} | files
+
+
+def model_card(
+    config: TrainConfig, pictures: Pictures, *, shown: Sequence[str] = (), prompts: Sequence[str] = ()
+) -> str:
+    """Markdown. Losses are read from the run's log; `shown`: which pictures stand beside it."""
+    split, history = pictures.split, read_history(config.out)
     lines = [
         f"# {config.out.name}",
         "",
@@ -34,9 +55,11 @@ def model_card(config: TrainConfig, pictures: Pictures) -> str:
         pictures.table(),
         "```",
         "",
+        *_samples(shown, prompts),
         "## Losses",
         "",
-        *_losses(config.out / "log.jsonl"),
+        *(["![Losses over steps](curves.svg)", ""] if CURVES in shown else []),
+        *_losses(history),
         "",
         "## Settings",
         "",
@@ -51,36 +74,35 @@ def model_card(config: TrainConfig, pictures: Pictures) -> str:
     return "\n".join(lines)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; of steps that were done again after a kill, the last word."""
-    if not path.exists():
+def _samples(shown: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    if SAMPLES not in shown:
         return []
-    kept: dict[tuple[int, bool], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        kept[entry["step"], "validation" in entry] = entry
-    return [kept[key] for key in sorted(kept)]
+    said = ", ".join(f"`{prompt}`" for prompt in dict.fromkeys(prompts) if prompt)
+    return ["## Samples", "", "![Samples](samples.png)", "", *([f"Of {said}.", ""] if said else [])]
 
 
-def _losses(log: Path) -> list[str]:
-    entries = read_log(log)
-    steps = [entry for entry in entries if "loss" in entry]
-    looks = [entry for entry in entries if "validation" in entry]
+def _losses(history: History) -> list[str]:
+    steps, looks = history.steps, history.looks
     lines = ["| step | training loss | held out | trained on |", "|---:|---:|---:|---:|"]
     for look in _some(looks, 10):
         before = [entry["loss"] for entry in steps if entry["step"] <= look["step"]][-5:]
         mean = f"{sum(before) / len(before):.4f}" if before else ""
-        held, train = (_mean(look["validation"][side]) for side in ("held_out", "train"))
+        held, train = (_shown(mean_loss(look["validation"][side])) for side in ("held_out", "train"))
         lines.append(f"| {look['step']} | {mean} | {held} | {train} |")
-    notes = Counter(note.partition(":")[0] for entry in steps for note in entry.get("notes", []))
+    scores = [e["score"] | {"step": e["step"]} for e in history.scores]
+    if scores:
+        last = scores[-1]
+        lines += [
+            "",
+            f"Distance of {last['n']} samples to held-out pictures after step {last['step']} ({last['kind']}): "
+            f"{last['value']:.4g} ({last['low']:.4g} to {last['high']:.4g}).",
+        ]
+    notes = Counter(note.partition(":")[0] for _, note in history.notes)
     return lines + ([""] + [f"- {note}" for note in list(notes)[:10]] if notes else [])
 
 
-def _mean(losses: dict[str, float]) -> str:
-    return f"{sum(losses.values()) / len(losses):.4f}" if losses else ""
+def _shown(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4f}"
 
 
 def _some(items: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

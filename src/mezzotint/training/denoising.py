@@ -29,7 +29,7 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
 from ..formats.atomic import new_file
 from ..formats.folder import CARD
-from .card import model_card
+from .card import card_files
 from .config import TrainConfig
 from .loop import Loss
 from .model import condition_of, model_to_train
@@ -331,8 +331,10 @@ class DenoisingStage:
         """Write the whole model."""
         self.model.write(folder, self.files(), dtype=torch.float16 if self.config.model.half else None)
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> dict[str, str | bytes]:
         """What a model's folder holds beside its weights."""
-        card = model_card(self.config, self.pictures)
         defaults = {"num_inference_steps": self.config.model.steps, "guidance_scale": self.guidance}
-        return {CARD: json.dumps(defaults, indent=2) + "\n", "README.md": card}
+        return {
+            CARD: json.dumps(defaults, indent=2) + "\n",
+            **card_files(self.config, self.pictures, self.prompts()),
+        }

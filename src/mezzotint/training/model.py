@@ -120,7 +120,7 @@ class Trained:
         """What the sides of a picture must be multiples of."""
         return self.codec.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def write(self, folder: Path, files: dict[str, str], *, dtype: torch.dtype | None) -> None:
+    def write(self, folder: Path, files: Mapping[str, str | bytes], *, dtype: torch.dtype | None) -> None:
         """As a diffusers folder where that can hold it, else as one of ours; `Pipeline.load` opens both."""
         if self.checkpoint is not None:
             whole = replace(self.checkpoint, unet=self.unet, plan=self.plan)

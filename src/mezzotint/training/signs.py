@@ -7,13 +7,15 @@ pictures have in common, and rises when it begins to learn them one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 RISEN = 1.05  # held-out loss over its best, from which on it counts as rising
 LOOKS = 3  # in a row
+WIDENED = 1.25  # held-out over trained loss, over its lowest, from which on it is an early sign
 NOISY = (
     1 / 3
 )  # a model of CIFAR-10 after twenty steps is at a half; a dozen pictures of its data reach a twentieth
@@ -42,18 +44,40 @@ class Memory:
     """The validations of a run so far."""
 
     losses: list[tuple[int, float]] = field(default_factory=list)  # step, loss
+    gaps: list[float] = field(default_factory=list)
 
     def warn(self, step: int, validation: Validation) -> str:
-        """A line if the pictures are being learned by heart, else nothing."""
+        """A line if the pictures are being learned by heart, or may soon be; else nothing."""
         self.losses.append((step, validation.loss))
-        best_step, best = min(self.losses, key=lambda pair: pair[1])
-        recent = [loss for _, loss in self.losses[-LOOKS:]]
-        if not validation.held_out or len(recent) < LOOKS or min(recent) < RISEN * best:
+        self.gaps.append(validation.gap)
+        if not validation.held_out or len(self.losses) < LOOKS:
             return ""
-        return (
-            f"the loss on held-out pictures is {validation.loss / best - 1:.0%} above its best, at step {best_step}: "
-            "the pictures are being learned by heart; stop, or use more of them"
-        )
+        best_step, best = min(self.losses, key=lambda pair: pair[1])
+        if min(loss for _, loss in self.losses[-LOOKS:]) >= RISEN * best:
+            return (
+                f"the loss on held-out pictures is {validation.loss / best - 1:.0%} above its best, at step "
+                f"{best_step}: the pictures are being learned by heart; stop, or use more of them"
+            )
+        narrowest = min(self.gaps)
+        if min(self.gaps[-LOOKS:]) >= WIDENED * narrowest:
+            return (
+                f"the loss on held-out pictures is {validation.gap:.2f} times that on trained ones, and was "
+                f"{narrowest:.2f} times: an early sign that the pictures are being learned by heart"
+            )
+        return ""
+
+
+def remembered(looks: Sequence[Mapping[str, Any]], step: int) -> Memory:
+    """The memory of a run that goes on after `step`, from the looks in its log."""
+    memory = Memory()
+    for look in looks:
+        if look["step"] <= step:
+            sides = (
+                {float(sigma): loss for sigma, loss in look["validation"][side].items()}
+                for side in ("held_out", "train")
+            )
+            memory.warn(look["step"], Validation(*sides))
+    return memory
 
 
 def roughness(x: Tensor) -> float:

@@ -19,8 +19,10 @@ import torch
 
 from ..formats.atomic import write_json
 from .config import TrainConfig
+from .history import LOG, read_history
 from .loop import Stage, Stats, Trainer, pick_device
-from .signs import Memory, Validation
+from .report import write_report
+from .signs import Validation, remembered
 from .world import ALONE, WHOLE, Share, World, joined
 
 
@@ -130,9 +132,9 @@ class Session:
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
         recent: deque[float] = deque(maxlen=100)
-        memory = Memory()
+        memory = remembered(read_history(config.out).looks, trainer.step)
         writer = _tensorboard(config.out / "tensorboard")
-        with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
+        with (config.out / LOG).open("a", encoding="utf-8") as log:
             for stats in trainer.steps():
                 recent.append(stats.seconds)
                 mean = sum(recent) / len(recent)
@@ -146,13 +148,16 @@ class Session:
                 if stats.step % config.run.pictures == 0:
                     _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png", writer)
                     notes += filter(None, [stage.noisy()] if isinstance(stage, Validated) else [])
-                if stats.step % config.run.log == 0 or notes:
+                if stats.step % config.run.log == 0 or stats.step == config.optim.steps or notes:
                     log.write(json.dumps(asdict(stats) | {"notes": notes}) + "\n")
                     log.flush()
                     _write_scalars(writer, stats, config.optim.batch / mean)
                 yield self._progress(replace(stats, notes=tuple(notes)), mean)
+        if trainer.step % config.run.pictures:
+            _write_picture(trainer, config.out / "pictures" / f"{trainer.step:08d}.png", writer)
         with averaged(trainer):
             stage.export(config.out / config.stage)
+        write_report(config.out)
 
     def _progress(self, stats: Stats, seconds: float) -> Progress:
         optim = self.config.optim
@@ -171,7 +176,8 @@ def run(config: TrainConfig) -> Iterator[Progress]:
     """Train to the end, yielding after every step; at the end `out/<stage>` holds what was trained.
 
     Writes `out/log.jsonl`, TensorBoard events in `out/tensorboard` (if the package is installed), sample grids
-    in `out/pictures`, checkpoints in `out/checkpoints`. Raises MezzotintError as the stage and the loop do.
+    in `out/pictures`, checkpoints in `out/checkpoints`, at the end `out/report.html`.
+    Raises MezzotintError as the stage and the loop do.
     """
     with session(config) as here:
         for _ in here.prepare():
