@@ -45,10 +45,10 @@ def emoji(
 @data.command()
 def check(
     path: Annotated[
-        Path, typer.Argument(help="A folder of pictures, or tar shards: 'shard-{000..009}.tar'.")
+        Path, typer.Argument(help="A folder of pictures, tar shards ('shard-{000..009}.tar'), a dataset.")
     ],
     layout: Annotated[
-        str, typer.Option(help="auto, metadata, coco, sidecar, classes, plain or shards.")
+        str, typer.Option(help="auto, metadata, coco, sidecar, classes, plain, shards or table.")
     ] = "auto",
     resolution: Annotated[int, typer.Option(help="Side in pixels that training asks for.")] = 64,
     held_out: Annotated[float, typer.Option(help="Share that training would hold out.")] = 0.02,

@@ -21,8 +21,7 @@ from PIL import Image
 from ..errors import MezzotintError
 from ..formats.image import flatten, open_image
 from .folder import EXIF_TURN, Record
-from .shards import are_shards
-from .sources import find_layout, read_records
+from .sources import described, read_records
 
 NEAR = 3  # bits of 64 in which near copies differ at most
 SHOWN = 5  # examples of each finding
@@ -205,8 +204,7 @@ def find_classes(records: Sequence[Record]) -> Mapping[str, int] | None:
 
 def check_folder(path: Path, layout: str = "auto") -> tuple[list[Record], str]:
     """The records of a folder or of shards, and the name of the layout."""
-    found = find_layout(path) if layout == "auto" and (path.is_dir() or are_shards(path)) else layout
-    return read_records(path, layout), found
+    return read_records(path, layout), described(path, layout)
 
 
 def _turned(data: bytes) -> bool:

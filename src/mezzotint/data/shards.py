@@ -21,7 +21,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -45,13 +45,14 @@ class DamagedData(UserWarning):
 
 @dataclass(frozen=True)
 class Access:
-    """How shards may be read."""
+    """How pictures may be read that are no files of a folder."""
 
     damaged: str = "stop"  # or "skip": what cannot be read is left out, and said
     index: Path | None = None  # a folder that keeps what scans found
     opener: Opener | None = None  # for shards at URLs; without it they are refused
     shelf: Path | None = None  # where those lie while they are read
     room: float = 10.0  # GiB on the shelf
+    columns: Mapping[str, str] = field(default_factory=dict)  # of tables, see `table.py`
 
 
 class Sample(NamedTuple):
@@ -101,6 +102,11 @@ class DistantSpan:
         with self.shelf.open(self.url) as file:
             file.seek(self.begin)
             return file.read(self.length)
+
+
+def in_shard(record: Record) -> bool:
+    """Whether a picture lies in a tar archive, which is best read in order."""
+    return isinstance(record.source, Span | DistantSpan)
 
 
 def are_shards(path: Path) -> bool:

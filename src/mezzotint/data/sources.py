@@ -3,7 +3,7 @@
 Layouts of folders, found by looking: `metadata.jsonl` (Hugging Face's imagefolder), COCO's `captions_*.json` with
 several captions a picture, pictures with a text file of the same name (each line a caption), a folder for each class,
 and plain pictures. Nothing is decoded here. Records are sorted by their names, so that a copy of a folder is the same
-data. Tar archives are read by `shards.py`.
+data. Tar archives are read by `shards.py`, Hugging Face datasets by `table.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import MezzotintError, UsageError, unknown
 from .folder import METADATA, Record, read_folder
 from .shards import Access, are_shards, read_shards
+from .table import chosen_columns, is_table, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 COCO = "captions_*.json"
@@ -34,15 +35,20 @@ def read_records(path: Path, layout: str = "auto", access: Access | None = None)
         raise unknown("layout of pictures", layout, NAMES)
     if layout == "shards" or (layout == "auto" and are_shards(path)):
         return read_shards(path, access)
+    if layout == "table" or (layout == "auto" and is_table(path)):
+        access = access or Access()
+        return read_table(path, access.columns, access.index)
     if not path.is_dir():
         raise UsageError(f"{path} is no folder; name one that holds pictures")
     return LAYOUTS[find_layout(path) if layout == "auto" else layout](path)
 
 
 def find_layout(path: Path) -> str:
-    """The name of the layout that a folder has, or "shards"."""
+    """The name of the layout that a folder has, or "shards" or "table"."""
     if are_shards(path):
         return "shards"
+    if is_table(path):
+        return "table"
     if (path / METADATA).exists():
         return "metadata"
     if _coco_files(path):
@@ -52,6 +58,15 @@ def find_layout(path: Path) -> str:
         return "sidecar"
     inside = [picture.relative_to(path).parts for picture in pictures]
     return "classes" if inside and all(len(parts) > 1 for parts in inside) else "plain"
+
+
+def described(path: Path, layout: str = "auto", access: Access | None = None) -> str:
+    """The layout that `read_records` takes, and of a table its columns."""
+    found = find_layout(path) if layout == "auto" else layout
+    access = access or Access()
+    if found != "table":
+        return found
+    return f"{found} ({chosen_columns(path, access.columns, access.index).text()})"
 
 
 def sidecars(path: Path) -> list[Record]:
@@ -150,4 +165,4 @@ LAYOUTS: dict[str, Callable[[Path], list[Record]]] = {
     "classes": class_folders,
     "plain": plain_pictures,
 }
-NAMES = ("auto", "shards", *LAYOUTS)
+NAMES = ("auto", "shards", "table", *LAYOUTS)

@@ -121,7 +121,11 @@ class Diffusion(Section):
 class Dataset(Section):
     """Which pictures there are, and how they are looked at."""
 
-    layout: str = "auto"  # metadata, coco, sidecar, classes, plain, shards
+    layout: str = "auto"  # metadata, coco, sidecar, classes, plain, shards, table
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="of tables: which is image, caption, class; picked by type if not given",
+    )
     resolution: int = Field(64, gt=0, description="side of the square that has as many pixels as a picture")
     aspect: float = Field(2.0, ge=1, description="widest bucket, as width over height; 1: squares alone")
     crop: Literal["centre", "random"] = "centre"  # where the window is that a bucket cuts out

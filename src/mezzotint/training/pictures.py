@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..data.folder import Record, picture_size
 from ..data.remote import open_url
-from ..data.shards import Access
+from ..data.shards import Access, in_shard
 from ..data.sources import read_records
 from ..data.split import split
 from ..data.views import Seen, Size, View, bucket_table, buckets, cut_off, nearest, seen
@@ -90,7 +90,7 @@ class Pictures:
         """That of the pictures that are trained on: pictures in shards are read near-sequentially."""
         batch, key = self.config.optim.batch, ("pictures", self.config.seed)
         train = [self.records[i] for i in self.split.train]
-        if not all(record.inside for record in train):
+        if not all(in_shard(record) for record in train):
             return Order(buckets, batch, *key)
         shards, (lanes, window) = [r.path for r in train], (self.settings.lanes, self.settings.window)
         return ShardOrder(buckets, shards, batch, *key, lanes=lanes, window=window)
@@ -173,10 +173,12 @@ class Pictures:
 
 
 def access(config: TrainConfig) -> Access:
-    """How shards may be read in a run."""
+    """How shards and tables may be read in a run."""
     settings, cache = config.dataset, config.out / "cache"
     opener = open_url if settings.download else None
-    return Access(settings.damaged, cache / "shards", opener, cache / "shelf", settings.shelf)
+    return Access(
+        settings.damaged, cache / "shards", opener, cache / "shelf", settings.shelf, settings.columns
+    )
 
 
 def _captioned(record: Record, caption: str) -> Record:
