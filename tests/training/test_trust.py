@@ -12,7 +12,7 @@ from line import CPU, Line, config, same, shifted, train
 from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.formats import atomic
 from mezzotint.training import checkpoint
-from mezzotint.training.loop import Trainer
+from mezzotint.training.loop import Loss, Trainer
 
 SCRIPT = Path(__file__).with_name("line.py")
 
@@ -42,6 +42,30 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
     assert torch.equal(trainer.stage.net.weight, weights)
     next(steps)
     assert not torch.equal(trainer.stage.net.weight, weights)
+
+
+def test_the_player_and_the_part_that_broke_are_named(tmp_path):
+    class Two(Line):
+        """A sound player beside one whose second part breaks."""
+
+        def __init__(self):
+            super().__init__()
+            self.other = torch.nn.Linear(3, 2)
+            self.players |= {"other": self.other}
+
+        def losses(self, batch, step):
+            yield from super().losses(batch, step)
+            good = self.other(batch[1]).square().mean()
+            bad = good * (float("inf") if step == 2 else 1)
+            yield Loss("other", good + bad, {"good": good.detach(), "bad": bad.detach()})
+
+    stats, _ = train(tmp_path, Two())
+    assert stats[2].notes == (
+        "step 3 was skipped: the loss of 'other' is inf (of its parts, not finite: bad), its gradient's norm nan",
+    )
+    assert stats[1].loss == pytest.approx(
+        stats[1].parts["error"] + stats[1].parts["good"] + stats[1].parts["bad"]
+    )
 
 
 def test_after_three_in_a_row_the_run_goes_back_and_takes_other_data(tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -218,17 +218,20 @@ class Trainer:
         lr, accumulate = learning_rate(self.config.optim, self.step), self.config.optim.accumulate
         total = norm = wait = 0.0
         parts: dict[str, float] = {}
+        own: dict[str, float] = {}  # of each player
         skipped = False
         for part in range(accumulate):
             batch, waited = next(batches)
             wait += waited
             for player, value, player_parts in self._losses(batch):
                 self._backward(player, value / accumulate if accumulate > 1 else value, first=part == 0)
-                total += float(value.detach()) / accumulate
+                own[player] = own.get(player, 0.0) + float(value.detach()) / accumulate
                 for name, of_part in player_parts.items():
                     parts[name] = parts.get(name, 0.0) + float(of_part.detach()) / accumulate
                 if part == accumulate - 1:
-                    player_norm, updated = self._update(player, total, lr)
+                    total += own[player]
+                    broken = [name for name in player_parts if not math.isfinite(parts[name])]
+                    player_norm, updated = self._update(player, own[player], broken, lr)
                     norm, skipped = max(norm, player_norm), skipped or not updated
         for ema in (*self.emas.values(), *self.powers.values()):
             ema.update(self.step)
@@ -264,12 +267,12 @@ class Trainer:
             self.stage.players[player].zero_grad(set_to_none=True)
         loss.backward()
 
-    def _update(self, player: str, loss: float, lr: float) -> tuple[float, bool]:
+    def _update(self, player: str, loss: float, broken: Sequence[str], lr: float) -> tuple[float, bool]:
         """One optimiser step; the norm of the gradient before clipping, and whether the step was taken."""
         net = self.stage.players[player]
         self.world.mean_([p.grad for p in net.parameters() if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), self.config.optim.clip))
-        if why := self._fault(player, loss, norm):
+        if why := self._fault(player, loss, broken, norm):
             self.why = why
             self.notes.append(f"step {self.step + 1} was skipped: {why}")
             net.zero_grad(set_to_none=True)
@@ -281,10 +284,11 @@ class Trainer:
             optimiser.step()
         return norm, True
 
-    def _fault(self, player: str, loss: float, norm: float) -> str:
-        """Why a step must not be taken; empty if it may."""
+    def _fault(self, player: str, loss: float, broken: Sequence[str], norm: float) -> str:
+        """Why a step must not be taken; empty if it may. `broken`: the parts of the loss that are not finite."""
         if not math.isfinite(norm) or (self.world.size == 1 and not math.isfinite(loss)):
-            return f"the loss of '{player}' is {loss:g}, its gradient's norm {norm:g}"
+            where = f" (of its parts, not finite: {', '.join(broken)})" if broken else ""
+            return f"the loss of '{player}' is {loss:g}{where}, its gradient's norm {norm:g}"
         norms, limit = self.norms[player], self.config.optim.spike
         if limit and len(norms) >= FEW and norm > limit * median(norms):
             return (
