@@ -24,6 +24,7 @@ LAYERS = [  # a module may import from its own row and from rows above it
         "request",
         "inputs",
         "exact",
+        "engine",
         "precision",
     },
     {"pipeline", "memory", "tasks", "film", "heat"},

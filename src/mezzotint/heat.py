@@ -17,8 +17,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .formats.image import to_image, to_tensor
-from .nets import UNet
-from .nets.blocks import Place, attend
+from .nets.blocks import Attentive, Place, attend
 from .pipeline import Picture, Pipeline
 from .request import Request
 from .text import TextEncoder
@@ -33,7 +32,7 @@ def heat_maps(pipeline: Pipeline, request: Request) -> tuple[Picture, dict[str, 
     """
     settled = pipeline.settle(request.model_copy(update={"num_images": 1}))
     words = spelled(pipeline, settled.prompt)
-    if not words or not isinstance(pipeline.denoiser.net, UNet):
+    if not words or not isinstance(pipeline.denoiser.net, Attentive):
         raise UsageError(
             "heat maps need a model that looks at words, and a plain prompt that fits its text encoder once"
         )

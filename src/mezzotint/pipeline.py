@@ -28,6 +28,7 @@ from .diffusion.grids import GRIDS
 from .diffusion.noise import Draws, batch_noise
 from .diffusion.samplers import SAMPLERS
 from .diffusion.types import Net, Step
+from .engine import realiser
 from .errors import MezzotintError, UsageError, unknown
 from .exact import Trials
 from .formats.checkpoint import Configs, assemble
@@ -104,6 +105,7 @@ class Pipeline:
     # how nets compute that are put on: by themselves, or in a service's lane
     share: Callable[[Net], Net] = field(default=lambda net: net, repr=False)
     precision: str = "float32"  # what the nets compute in
+    engine: str = "torch"  # who computes the denoiser's net; one of `engine.ENGINES`
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
     draws: Draws = field(default=batch_noise, repr=False)  # seeds of pictures -> their noise
 
@@ -114,6 +116,7 @@ class Pipeline:
         *,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "torch",
         variant: str | None = None,
         prediction: str | None = None,
         download: bool = False,
@@ -123,19 +126,21 @@ class Pipeline:
         """Open a model: an embedded one by name, a diffusers folder or a single file by path, one in the Hub's cache.
 
         `device`: a torch device, or "auto" for the accelerator if there is one. `precision`: float32, bfloat16 or
-        float16, or "auto": float32 for small models, for large ones what the device does fast. `variant` ("fp16")
-        picks among a folder's weights, `prediction` outranks what a single file says. Nothing is fetched unless
-        `download` allows it. `extras`: folders in which LoRAs and embeddings are found by name, before those of the
-        environment variable MEZZOTINT_MODELS. Raises UsageError for an unknown model or precision, MezzotintError
-        naming the file for one that is incomplete, damaged, or of a kind that is not known.
+        float16, or "auto": float32 for small models, for large ones what the device does fast. `engine`: who computes
+        the U-Net: torch, openvino, or openvino-int8 (weights in eight bits). `variant` ("fp16") picks among a folder's
+        weights, `prediction` outranks what a single file says. Nothing is fetched unless `download` allows it.
+        `extras`: folders in which LoRAs and embeddings are found by name, before those of the environment variable
+        MEZZOTINT_MODELS. Raises UsageError for an unknown model, precision or engine, MezzotintError naming the file
+        for one that is incomplete, damaged, or of a kind that is not known.
         """
         folder = find_model(model, download=download, revision=revision)
         where = _device(device)
         if is_native(folder):
-            return cls._native(folder, where, precision, extras)
+            return cls._native(folder, where, precision, engine, extras)
         parts = read_parts(folder, variant=variant, prediction=prediction)
         parameters = sum(tensor.numel() for tensor in parts.tensors["unet"].values())
         dtype = chosen(precision, where, parameters)
+        realised = realiser(engine, name_of(dtype), where)
         checkpoint = assemble(parts, dtype=dtype, device=where)
         del parts  # and with it the pages of its files
         configs = checkpoint.configs
@@ -148,10 +153,11 @@ class Pipeline:
             pooled=configs.sized > 0,
             zeros_for_empty=configs.zeros_for_empty,
         )
+        wardrobe = Wardrobe(unet, encoder, list(checkpoint.encoders), extras, realised)
         return cls(
             name=model_name(folder),
             folder=folder,
-            denoiser=Denoiser(unet, checkpoint.process, checkpoint.prediction),
+            denoiser=Denoiser(wardrobe.net, checkpoint.process, checkpoint.prediction),
             codec=Latents(vae),
             encoder=encoder,
             configs=configs,
@@ -159,26 +165,34 @@ class Pipeline:
             defaults=read_defaults(folder, unet.config, vae.config, checkpoint.plan),
             device=where,
             precision=name_of(dtype),
-            wardrobe=Wardrobe(unet, encoder, list(checkpoint.encoders), extras),
+            engine=engine,
+            wardrobe=wardrobe,
         )
 
     @classmethod
     def _native(
-        cls, folder: Path, device: torch.device, precision: str, extras: Sequence[Path | str]
+        cls,
+        folder: Path,
+        device: torch.device,
+        precision: str,
+        engine: str,
+        extras: Sequence[Path | str],
     ) -> Pipeline:
         """A model that the layout of Stable Diffusion has no words for."""
         model = read_native(folder, device=device)
         dtype = chosen(precision, device, sum(weight.numel() for weight in model.unet.parameters()))
+        realised = realiser(engine, name_of(dtype), device)
         unet = frozen(channels_last(model.unet.to(dtype)))
         codec = Latents(frozen(channels_last(model.vae.to(dtype)))) if model.vae is not None else Pixels()
         encoder: Encoder = LabelEncoder(model.classes, device)
         names: list[str] = []
         if model.text_encoder is not None and model.tokenizer is not None:
             encoder, names = TextEncoder([(model.text_encoder, model.tokenizer)], device), ["text_encoder"]
+        wardrobe = Wardrobe(unet, encoder, names, extras, realised)
         return cls(
             name=folder.name,
             folder=folder,
-            denoiser=Denoiser(unet, model.plan.process, model.plan.prediction),
+            denoiser=Denoiser(wardrobe.net, model.plan.process, model.plan.prediction),
             codec=codec,
             encoder=encoder,
             configs=model.configs,
@@ -186,7 +200,8 @@ class Pipeline:
             defaults=read_defaults(folder, model.unet.config, codec, model.plan),
             device=device,
             precision=name_of(dtype),
-            wardrobe=Wardrobe(unet, encoder, names, extras),
+            engine=engine,
+            wardrobe=wardrobe,
         )
 
     @cached_property
@@ -271,7 +286,7 @@ class Pipeline:
         if not request.loras and not request.embeddings:
             return self
         worn = self.wardrobe.wear(request.loras, request.embeddings)
-        return replace(self, denoiser=replace(self.denoiser, net=self.share(worn.unet)), encoder=worn.encoder)
+        return replace(self, denoiser=replace(self.denoiser, net=self.share(worn.net)), encoder=worn.encoder)
 
     def _inherited(self, request: Request) -> list[str]:
         """The fields that a task may take from the recipe of its picture: those that were not given."""
@@ -371,6 +386,7 @@ class Pipeline:
             "torch": torch.__version__,
             "device": self.device.type,
             "precision": self.precision,
+            "engine": self.engine,
         }
 
     def shape(self, request: Settled) -> tuple[int, int, int]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from .diffusion.types import Net
 from .errors import MezzotintError, UsageError
 from .extras import EmbeddingUse, Extra, LoraUse, find_extra
 from .formats.embedding import read_embedding
@@ -29,9 +30,9 @@ KEPT = 2  # sets
 
 
 class Worn(NamedTuple):
-    """A U-Net and an encoder with something on."""
+    """A net and an encoder with something on."""
 
-    unet: UNet
+    net: Net
     encoder: Encoder
 
 
@@ -39,13 +40,19 @@ class Wardrobe:
     """What one model can wear.
 
     `names` are those of the encoder's nets, as checkpoints call them; `folders`, where LoRAs and embeddings are looked
-    for by name (see `extras.find_extra`).
+    for by name (see `extras.find_extra`); `realised` makes what computes of a U-Net (see `engine.realiser`).
     """
 
     def __init__(
-        self, unet: UNet, encoder: Encoder, names: Sequence[str] = (), folders: Sequence[Path | str] = ()
+        self,
+        unet: UNet,
+        encoder: Encoder,
+        names: Sequence[str] = (),
+        folders: Sequence[Path | str] = (),
+        realised: Callable[[UNet], Net] = lambda unet: unet,
     ) -> None:
-        self.unet, self.encoder = unet, encoder
+        self.unet, self.encoder, self.realised = unet, encoder, realised
+        self.net = realised(unet)
         nets = [net for net, _ in encoder.encoders] if isinstance(encoder, TextEncoder) else []
         self.texts = dict(zip(names, nets, strict=True))
         self.folders = tuple(map(Path, folders))
@@ -64,7 +71,7 @@ class Wardrobe:
         """The nets with these on. Raises MezzotintError for a file that is damaged, or for another kind of model."""
         key = (*loras, *embeddings)
         if not key:
-            return Worn(self.unet, self.encoder)
+            return Worn(self.net, self.encoder)
         with self._lock:
             if key not in self._kept:
                 while len(self._kept) >= KEPT:
@@ -82,13 +89,13 @@ class Wardrobe:
                 weight = use.weights[component != "unet"]
                 for layer, change in layers.items() if weight else ():
                     changes[component].setdefault(layer, []).append((change, weight))
-        unet = changed(self.unet, changes["unet"])
+        drawing = self.realised(changed(self.unet, changes["unet"])) if changes["unet"] else self.net
         if not isinstance(self.encoder, TextEncoder):
             if embeddings:
                 raise UsageError("this model reads no text, and has no use for an embedding")
-            return Worn(unet, self.encoder)
+            return Worn(drawing, self.encoder)
         texts = [changed(net, changes[name]) for name, net in self.texts.items()]
-        return Worn(unet, self.encoder.with_nets(texts, self._learnt(embeddings)))
+        return Worn(drawing, self.encoder.with_nets(texts, self._learnt(embeddings)))
 
     def _learnt(self, embeddings: Sequence[EmbeddingUse]) -> dict[str, list[Tensor]]:
         """Words and their vectors for each text encoder."""

@@ -21,6 +21,7 @@ from ..tasks import Task
 from .options import (
     Device,
     Download,
+    Engine,
     Force,
     Json,
     LoraDir,
@@ -118,6 +119,7 @@ def draw(
     lora_dir: LoraDir = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    engine: Engine = "torch",
     variant: Variant = None,
     download: Download = False,
     force: Force = False,
@@ -146,6 +148,7 @@ def draw(
         model,
         device=device,
         precision=precision,
+        engine=engine,
         variant=variant,
         download=download,
         extras=lora_dir or (),

@@ -48,6 +48,13 @@ Precision = Annotated[
         help="float32, bfloat16 or float16; auto: float32 for small models, for large ones what the device does fast.",
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="Who computes the U-Net: torch; openvino or openvino-int8, from the extra `openvino`.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 Size = Annotated[

@@ -54,7 +54,8 @@ def replay(
         )
     apart = abs(np.asarray(again.image).astype(int) - np.asarray(there.convert("RGB")).astype(int))
     differs = {
-        key: (recipe.get(key), again.recipe[key]) for key in ("version", "torch", "device", "precision")
+        key: (recipe.get(key), again.recipe[key])
+        for key in ("version", "torch", "device", "precision", "engine")
     }
     known = ", ".join(f"{key} {a} then, {b} now" for key, (a, b) in differs.items() if a != b)
     if apart.any():
@@ -80,6 +81,7 @@ def _same_model(
             model or str(recipe["model"]),
             device=device,
             precision=str(recipe.get("precision", "auto")),
+            engine=str(recipe.get("engine", "torch")),
             extras=extras,
         )
     except UsageError as error:

@@ -368,7 +368,7 @@ class UNet(nn.Module):
         whose attention is seen or changed. It computes and answers in the type of its weights. Raises `UsageError`
         for a field that is missing or of no use to this net.
         """
-        self._check(z, cond)
+        self.check(z, cond)
         dtype = self.conv_in.weight.dtype
         cond = cond.map(lambda field: field.to(dtype) if field.is_floating_point() else field)
         z = z.to(dtype)
@@ -376,7 +376,7 @@ class UNet(nn.Module):
             z = torch.cat([z, cond.concat], dim=1)
         mask = None if cond.mask is None else cond.mask.bool()[:, None, None, :]  # [B, 1, 1, L]
         context = Context(cond.text, mask, control, cond.keys)
-        time = self._time(t.expand(len(z)), cond, dtype)  # [B, time_dim]
+        time = self._time(t.expand(z.shape[0]), cond, dtype)  # [B, time_dim]
 
         x = self.conv_in(z)
         skips = [x]
@@ -411,7 +411,8 @@ class UNet(nn.Module):
     def _takes_pooled(self) -> bool:
         return self.config.addition_embed_type == "text_time"
 
-    def _check(self, z: Tensor, cond: Cond) -> None:
+    def check(self, z: Tensor, cond: Cond) -> None:
+        """Raises UsageError for a field that is missing or of no use to this net."""
         joined = 0 if cond.concat is None else cond.concat.shape[1]
         if z.shape[1] + joined != self.config.in_channels:
             raise UsageError(
