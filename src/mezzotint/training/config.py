@@ -56,6 +56,9 @@ class Run(Section):
     precision: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # auto: whichever a short measurement finds faster
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each of several processes keeps a part of the weights, not a copy"
+    )
     checkpoint: int = Field(500, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="checkpoints kept")
     log: int = Field(50, gt=0, description="steps between lines in the log")

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import local_part
+
 
 class EMA:
     """The average of a module's parameters and buffers, by their names in its state dict."""
@@ -29,9 +31,11 @@ class EMA:
         """Take in the weights as they are after step number `step` (from 0)."""
         now = self.module.state_dict()
         floating = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.average[k] for k in floating], [now[k] for k in floating], self.share(step)
+        averages, weights = (
+            [local_part(self.average[k]) for k in floating],
+            [local_part(now[k]) for k in floating],
         )
+        torch._foreach_lerp_(averages, weights, self.share(step))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

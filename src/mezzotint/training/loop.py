@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
@@ -26,11 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import MezzotintError, UsageError
-from . import checkpoint
+from . import checkpoint, sharding
 from .config import Optim, TrainConfig
 from .ema import EMA
 from .optimisers import optimisers
-from .posthoc import PowerEMA, forget_after, write_snapshots
+from .posthoc import PowerEMA, forget_after, write_snapshot
 from .world import ALONE, WHOLE, Share, World, check_shares
 
 RECENT = 100  # steps whose gradients the median is taken of
@@ -96,6 +96,10 @@ class Trainer:
             raise UsageError("optim.accumulate: nets that are trained in turns take their batches whole")
         self.stage, self.config, self.device, self.world = stage, config, device, world
         self.step = 0
+        self.sharded = config.run.sharding == "fsdp" and world.size > 1
+        if self.sharded:
+            for net in stage.players.values():
+                sharding.shard(net, world, device)
         self.precision: str = config.run.precision
         self.emas = {name: EMA(net, config.optim.ema) for name, net in stage.players.items()}
         self.powers = {
@@ -116,14 +120,11 @@ class Trainer:
 
     def resume(self) -> bool:
         """Take up the newest checkpoint; False if there is none. MezzotintError if it is another run's."""
-        found = checkpoint.load_newest(self.folder) if self.world.writes else None
-        self.world.wait()
-        if not self.world.writes:  # what was damaged has been put aside
-            found = checkpoint.load_newest(self.folder)
+        found = checkpoint.newest(self.folder, self.world)
         if found is None:
             self._forget()
             return False
-        tensors, facts = found
+        path, facts = found
         before, now = _identity_of(facts["config"]), _identity(self.config)
         if before != now:
             changed = sorted(k for k in before | now if before.get(k) != now.get(k))
@@ -131,6 +132,9 @@ class Trainer:
                 f"{self.folder} belongs to a run with another configuration (differs in: {', '.join(changed)}); "
                 "restore it, or choose another 'out'"
             )
+        nets = self.stage.players.values()
+        like = {k: v for net in nets for k, v in net.state_dict().items()} if self.sharded else None
+        tensors = checkpoint.load(path, like)
         self.notes += [f"{wrong}; going on from step {facts['step']}" for wrong in facts.get("damaged", [])]
         self.step, self.precision = facts["step"], facts["precision"]
         self.skipped, self.retreats = facts.get("skipped", 0), facts.get("retreats", 0)
@@ -150,11 +154,6 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the state as it is."""
-        if self.world.writes:
-            self._save()
-        self.world.wait()
-
-    def _save(self) -> None:
         tensors: dict[str, Tensor] = {}
         for name, net in self.stage.players.items():
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
@@ -165,8 +164,13 @@ class Trainer:
         facts: dict[str, Any] = {"precision": self.precision, "config": _identity(self.config)}
         facts |= {"skipped": self.skipped, "retreats": self.retreats}
         facts |= {"norms": {name: list(norms) for name, norms in self.norms.items()}}
-        cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-        checkpoint.save(self.folder, self.step, cpu, facts, keep=self.config.run.keep)
+        keep = self.config.run.keep
+        if self.sharded:
+            checkpoint.save_parts(self.folder, self.step, tensors, facts, keep=keep, world=self.world)
+        elif self.world.writes:
+            cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+            checkpoint.save(self.folder, self.step, cpu, facts, keep=keep)
+        self.world.wait()
 
     def steps(self) -> Iterator[Stats]:
         """Train to the configured number of steps, yielding after each.
@@ -180,7 +184,7 @@ class Trainer:
                 while self.step < self.config.optim.steps and self.skipped < self.config.run.patience:
                     yield self._one(batches)
                     if self._snapshot_due():  # first: after a checkpoint nothing of it may be missing
-                        write_snapshots(self.config.out / SNAPSHOTS, self.step, self.powers)
+                        self._snapshot()
                     due = self.step % self.config.run.checkpoint == 0 and not self.skipped
                     if due or self.step == self.config.optim.steps:
                         self.save()
@@ -189,7 +193,14 @@ class Trainer:
 
     def _snapshot_due(self) -> bool:
         at_end = self.step == self.config.optim.steps
-        return self.world.writes and (at_end or self.step % self.config.run.snapshots == 0)
+        return at_end or self.step % self.config.run.snapshots == 0
+
+    def _snapshot(self) -> None:
+        """Store the averages that others are rebuilt from, each whole."""
+        for (player, length), power in self.powers.items():
+            average = sharding.gathered(power.average, self.world)
+            if self.world.writes:
+                write_snapshot(self.config.out / SNAPSHOTS, self.step, player, length, average)
 
     def _forget(self) -> None:
         """Remove the snapshots of steps that will be taken anew."""
@@ -264,18 +275,21 @@ class Trainer:
 
     def _backward(self, player: str, loss: Tensor, *, first: bool) -> None:
         if first:
-            self.stage.players[player].zero_grad(set_to_none=True)
+            for optimiser in self.optimisers[player]:
+                optimiser.zero_grad()
         loss.backward()
 
     def _update(self, player: str, loss: float, broken: Sequence[str], lr: float) -> tuple[float, bool]:
         """One optimiser step; the norm of the gradient before clipping, and whether the step was taken."""
         net = self.stage.players[player]
-        self.world.mean_([p.grad for p in net.parameters() if p.grad is not None])
-        norm = float(nn.utils.clip_grad_norm_(net.parameters(), self.config.optim.clip))
+        if not self.sharded:  # else they have been averaged and cut on the way back
+            self.world.mean_([p.grad for p in net.parameters() if p.grad is not None])
+        norm = float(sharding.whole(nn.utils.clip_grad_norm_(net.parameters(), self.config.optim.clip)))
         if why := self._fault(player, loss, broken, norm):
             self.why = why
             self.notes.append(f"step {self.step + 1} was skipped: {why}")
-            net.zero_grad(set_to_none=True)
+            for optimiser in self.optimisers[player]:
+                optimiser.zero_grad()
             return norm, False
         self.norms[player].append(norm)
         for optimiser in self.optimisers[player]:
@@ -307,9 +321,11 @@ class Trainer:
                     value.backward()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
-                best[precision] = time.perf_counter() - begun
-        for net in self.stage.players.values():
-            net.zero_grad(set_to_none=True)
+                seconds = torch.tensor([time.perf_counter() - begun], device=self.device)
+                self.world.mean_([seconds])  # so that all processes choose alike
+                best[precision] = float(seconds)
+        for optimiser in chain.from_iterable(self.optimisers.values()):
+            optimiser.zero_grad()
         return min(best, key=lambda precision: best[precision])
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Optim
+from .sharding import part_like, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c: steepest at 0, within [0.7, 1.2] after five steps
 AS_LONG_AS_ADAM = 0.2  # root mean square of AdamW's steps, in units of the learning rate
@@ -51,8 +52,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 ahead = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(ahead, group["momentum"])  # Nesterov's
-                matrix = as_matrix(ahead)
-                step = orthogonal(matrix).to(p.dtype)
+                matrix = as_matrix(whole(ahead))  # directions are those of the whole matrix
+                step = part_like(orthogonal(matrix).to(p.dtype), p)
                 length = AS_LONG_AS_ADAM * math.sqrt(max(matrix.shape)) * group["lr"]
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 as_matrix(p).add_(step, alpha=-length)

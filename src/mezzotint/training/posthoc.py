@@ -90,13 +90,13 @@ class Mixture:
     rest: float  # the distance of the profiles, as a share of the wanted one's norm
 
 
-def write_snapshots(folder: Path, step: int, averages: Mapping[tuple[str, float], PowerEMA]) -> None:
-    """Store averages, by (player, length), as they are after `step` steps."""
-    for (player, length), average in averages.items():
-        about = {"player": player, "step": step, "length": length}
-        cpu = {k: v.detach().to("cpu").contiguous() for k, v in average.average.items()}
-        path = folder / f"step-{step:08d}-{player}-{length:g}.safetensors"
-        write_tensors(path, cpu, metadata={_ABOUT: json.dumps(about)}, replace=True)
+def write_snapshot(
+    folder: Path, step: int, player: str, length: float, average: Mapping[str, Tensor]
+) -> None:
+    """Store the average of a player as it is after `step` steps, on the processor."""
+    about = {"player": player, "step": step, "length": length}
+    path = folder / f"step-{step:08d}-{player}-{length:g}.safetensors"
+    write_tensors(path, average, metadata={_ABOUT: json.dumps(about)}, replace=True)
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:

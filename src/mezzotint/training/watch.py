@@ -16,12 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..formats.atomic import write_json
 from .config import TrainConfig
 from .history import LOG, read_history
 from .loop import Stage, Stats, Trainer, pick_device
 from .report import write_report
+from .sharding import gathered
 from .signs import Validation, remembered
 from .world import ALONE, WHOLE, Share, World, joined
 
@@ -122,9 +124,14 @@ class Session:
         self.trainer.resume()
         if not self.world.writes:
             for stats in self.trainer.steps():
+                if self.trainer.sharded:  # nets in parts draw only together
+                    self._looks(stats.step)
                 yield self._progress(stats, stats.seconds)
         else:
             yield from self._watched()
+        self._export()
+        if self.world.writes:
+            write_report(self.config.out)
         self.world.wait()
 
     def _watched(self) -> Iterator[Progress]:
@@ -139,25 +146,45 @@ class Session:
                 recent.append(stats.seconds)
                 mean = sum(recent) / len(recent)
                 notes = list(stats.notes)
-                if isinstance(stage, Validated) and stats.step % config.run.validate_every == 0:
-                    with averaged(trainer):
-                        validation = stage.validate()
+                validation, picture = self._looks(stats.step)
+                if validation is not None:
                     notes += filter(None, [memory.warn(stats.step, validation)])
                     log.write(json.dumps({"step": stats.step, "validation": asdict(validation)}) + "\n")
                     _write_validation(writer, stats.step, validation)
-                if stats.step % config.run.pictures == 0:
-                    _write_picture(trainer, config.out / "pictures" / f"{stats.step:08d}.png", writer)
+                if picture is not None:
+                    _write_picture(picture, config.out / "pictures", stats.step, writer)
                     notes += filter(None, [stage.noisy()] if isinstance(stage, Validated) else [])
                 if stats.step % config.run.log == 0 or stats.step == config.optim.steps or notes:
                     log.write(json.dumps(asdict(stats) | {"notes": notes}) + "\n")
                     log.flush()
                     _write_scalars(writer, stats, config.optim.batch / mean)
                 yield self._progress(replace(stats, notes=tuple(notes)), mean)
-        if trainer.step % config.run.pictures:
-            _write_picture(trainer, config.out / "pictures" / f"{trainer.step:08d}.png", writer)
-        with averaged(trainer):
-            stage.export(config.out / config.stage)
-        write_report(config.out)
+
+    def _looks(self, step: int) -> tuple[Validation | None, Image.Image | None]:
+        """What the averaged nets do after a step, where it is time to look."""
+        run, stage = self.config.run, self.stage
+        validation = picture = None
+        if isinstance(stage, Validated) and step % run.validate_every == 0:
+            with averaged(self.trainer):
+                validation = stage.validate()
+        if step % run.pictures == 0 or step == self.config.optim.steps:
+            with averaged(self.trainer):
+                picture = stage.picture()
+        return validation, picture
+
+    def _export(self) -> None:
+        """Write what was trained; what is in parts is put together for it, in a stage of its own."""
+        folder, stage = self.config.out / self.config.stage, self.stage
+        if not self.trainer.sharded and self.world.writes:
+            with averaged(self.trainer):
+                stage.export(folder)
+        elif self.trainer.sharded:
+            weights = {n: gathered(ema.average, self.world) for n, ema in self.trainer.emas.items()}
+            if self.world.writes:
+                stage = build_stage(self.config, torch.device("cpu"))
+                for name, net in stage.players.items():
+                    net.load_state_dict(weights[name])
+                stage.export(folder)
 
     def _progress(self, stats: Stats, seconds: float) -> Progress:
         optim = self.config.optim
@@ -193,15 +220,11 @@ def averaged(trainer: Trainer) -> ExitStack:
     return stack
 
 
-def _write_picture(trainer: Trainer, path: Path, writer: Any) -> None:
-    with averaged(trainer):
-        picture = trainer.stage.picture()
-    if picture is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+def _write_picture(picture: Image.Image, folder: Path, step: int, writer: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"{step:08d}.png")
     if writer is not None:
-        writer.add_image("samples", np.asarray(picture), trainer.step, dataformats="HWC")
+        writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
 
 def _write_validation(writer: Any, step: int, validation: Validation) -> None:

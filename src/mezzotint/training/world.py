@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UsageError
+
+V = TypeVar("V")
 
 
 class Share(NamedTuple):
@@ -56,6 +58,20 @@ class World:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view(tensor.shape))
 
+    def told(self, value: V) -> V:
+        """What process 0 gave as `value`."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def gathered(self, value: V) -> list[V]:
+        """What each process gave, in their order."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -74,6 +90,8 @@ def joined(device: torch.device) -> Iterator[World]:
     if dist.is_initialized():  # another launcher, which will also end it
         yield World(dist.get_rank(), dist.get_world_size())
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # that which "cuda" means from here on
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
