@@ -7,6 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 EMOJI ?= runs/emoji
 IMAGES ?=      # a folder or tar of Noto Emoji PNGs; without it, the installed font is rendered
 KEYWORDS ?=    # a JSON file, emoji -> words (emojilib)
+SET ?=         # values in place of the configurations', such as SET="--set optim.steps=4": the whole recipe in minutes
 
 PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice of pizza" "a sunflower" \
 	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
@@ -37,8 +38,8 @@ lint: $(VENV)/.test
 model: $(VENV)/.train
 	test -e $(EMOJI)/data || $(BIN)/mezzotint data emoji $(EMOJI)/data \
 		$(if $(IMAGES),--images $(IMAGES)) $(if $(KEYWORDS),--keywords $(KEYWORDS))
-	for stage in vae vae-fine text text-fine; do $(BIN)/mezzotint train configs/emoji-$$stage.toml || exit; done
-	$(BIN)/mezzotint train configs/emoji.toml
+	for stage in -vae -vae-fine -text -text-fine -text-words ""; do \
+		$(BIN)/mezzotint train configs/emoji$$stage.toml $(SET) || exit; done
 
 gallery: $(VENV)/.core
 	$(BIN)/python benchmarks/gallery.py

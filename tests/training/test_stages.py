@@ -14,12 +14,12 @@ from mezzotint.errors import UsageError
 from mezzotint.formats.folder import read_folder
 from mezzotint.nets import AutoencoderKL, VAEConfig
 from mezzotint.training import teacher
-from mezzotint.training import text as text_stage
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.diffusion import DiffusionStage
 from mezzotint.training.text import TextStage
 from mezzotint.training.vae import crop, edge_error, from_unit, to_unit, transformed, whitened
 from mezzotint.training.watch import run
+from wordnet_files import write_wordnet
 
 CPU = torch.device("cpu")
 VAE_NET = {
@@ -71,16 +71,23 @@ def trained(glyph_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("stages")
     patch = pytest.MonkeyPatch()
     patch.setattr(teacher, "embed", pretend_embedding)
-    patch.setattr(text_stage, "dictionary", lambda folder: (["sedan", "jumbo jet", "hound"], ["doggy"]))
+    patch.setattr(teacher, "common_words", lambda: ["sedan", "hound", "jumbo", "jet"])
     for _ in run(config("vae", glyph_folder, out / "vae", VAE_NET, vae={"crop": 32})):
         pass
-    settings = {"vocabulary": 700, "length": 32}
-    for _ in run(config("text", glyph_folder, out / "text", TEXT_NET, text=settings)):
+    for _ in run(config("text", glyph_folder, out / "text", TEXT_NET, text=text_settings(out))):
         pass
     for _ in run(diffusion(glyph_folder, out)):
         pass
     yield out
     patch.undo()
+
+
+def text_settings(out, **changes):
+    """Settings of the text stage, with a dictionary of five entries."""
+    folder = out / "wordnet"
+    if not folder.exists():
+        write_wordnet(folder)
+    return {"vocabulary": 700, "length": 32, "dictionary": folder} | changes
 
 
 def diffusion(glyph_folder, out, name="diffusion", **changes):
@@ -130,7 +137,7 @@ def test_unit_range_is_exact():
 
 
 def test_phrases_are_found_among_the_tokens(trained, glyph_folder):
-    settings = {"vocabulary": 700, "length": 32}
+    settings = text_settings(trained)
     stage = TextStage(config("text", glyph_folder, trained / "text", TEXT_NET, text=settings), CPU)
     ids = stage.tokenizer.encode("a jumbo jet above a sedan on a blue background").ids
     for phrase, last in (("jumbo jet", "jet"), ("sedan", "sedan"), ("blue", "blue")):
@@ -145,7 +152,7 @@ def test_phrases_are_found_among_the_tokens(trained, glyph_folder):
 
 
 def test_text_stage_learns(trained, glyph_folder):
-    settings = {"vocabulary": 700, "length": 32, "words": 1.0}
+    settings = text_settings(trained, words=1.0)
     keys = config(
         "text",
         glyph_folder,
@@ -156,6 +163,17 @@ def test_text_stage_learns(trained, glyph_folder):
     )
     losses = [p.stats.parts["meaning"] for p in run(keys)]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_text_stage_keeps_what_can_be_drawn_and_recalls_names(trained, glyph_folder):
+    settings = text_settings(trained, define=True, recall=1.0, keep=100.0, start=trained / "text/text")
+    optim = {"steps": 40, "lr": 1e-3, "batch": 16, "ema": 0.0}
+    steps = [
+        p.stats.parts
+        for p in run(config("text", glyph_folder, trained / "words", TEXT_NET, text=settings, optim=optim))
+    ]
+    assert max(part["keep"] for part in steps) < 0.02  # mean square of a state is about 1
+    assert np.mean([part["recall"] for part in steps[-8:]]) < np.mean([part["recall"] for part in steps[:8]])
 
 
 def test_pool_and_batches_are_functions_of_the_step(trained, glyph_folder):

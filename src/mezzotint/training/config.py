@@ -99,6 +99,11 @@ class Text(Section):
         0.6, ge=0, le=1, description="share of dictionary entries in a batch; captions otherwise"
     )
     dictionary: Path = Path("/usr/share/wordnet")
+    define: bool = Field(False, description="let the teacher read a word's definition beside the word")
+    recall: float = Field(0.0, ge=0, description="weight of which names a state calls to mind, as the teacher's does")
+    keep: float = Field(
+        0.0, ge=0, description="weight of staying with the states of `start` for texts that have pictures"
+    )
     start: Path | None = None  # a folder to take the encoder's first weights from
 
 

@@ -9,6 +9,7 @@ are thrown away; the embeddings start as the teacher's own, turned to fewer dime
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +22,20 @@ from torch import Tensor, nn
 
 from ..data.captions import PALETTE, Placed, Scene, Thing, draw
 from ..data.scenes import load_scenes
-from ..errors import MezzotintError
 from ..formats.atomic import new_folder, write_json
 from ..formats.tensors import load, read_weights, write_tensors
 from ..formats.tokenizer import END_OF_WORD, Tokenizer, train_bpe, write_tokenizer
 from ..nets.clip_text import CLIPTextConfig, CLIPTextModel
-from . import teacher
+from . import teacher, wordnet
 from .config import TrainConfig
 from .loop import Loss
 from .world import WHOLE, Share, whole_only
 
 LAYOUT = 6  # (x, y, side) of the first and the second thing
-LONGEST_ENTRY = 24  # characters of a dictionary entry
 NEARNESS = (
     6.0  # an entry that means the same as a name is seen e^6 times as often as one at a right angle to it
 )
+TEMPERATURE = 0.05  # of the cosines by which a state calls names to mind
 
 
 class Readout(nn.Module):
@@ -68,6 +68,7 @@ class Lesson:
     layout: Tensor  # [B, 6]
     drawn: Tensor  # [B, 6] 1 where the layout says something
     background: Tensor  # [B]
+    drawable: Tensor  # [B] true where all that the text names has a picture
 
 
 class TextStage:
@@ -77,14 +78,15 @@ class TextStage:
         self.config, self.device, settings = config, device, config.text
         scenes = load_scenes(config.data)
         named = [(thing.name, *thing.words) for thing in scenes.things]
-        self.common, self.rare = dictionary(settings.dictionary)
+        self.common, self.rare = wordnet.dictionary(settings.dictionary, set(teacher.common_words()))
         known = {word for words in named for word in words}
-        texts = [*known, *self.common, *self.rare, *PALETTE]
+        texts = [*sorted(known), *self.common, *self.rare, *PALETTE]
         self.row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         cache = config.out / "cache"
-        self.meanings = teacher.embed(list(self.row), cache)  # [texts, 384]
+        self.meanings = self._meanings(cache)  # [texts, 384]
         self.things = (*scenes.things, *(Thing(-1, word) for word in self.common))
         self.named = sorted(known)
+        self.names = {thing.name for thing in scenes.things}
         self.everyday = [word for word in self.common if " " not in word]
         self.entries = [*self.common, *self.rare]
         self.chances = self._nearness().mul(NEARNESS).softmax(0).cumsum(0).double().numpy()
@@ -107,7 +109,20 @@ class TextStage:
         else:
             tensors, where = read_weights(settings.start / "text_encoder", "model")
             load(self.net.encoder, tensors, where=where, device=device)
+        self.first = copy.deepcopy(self.net.encoder).requires_grad_(False) if settings.keep else None
+        self.gallery = self.meanings[[self.row[thing.name] for thing in scenes.things]].to(
+            device
+        )  # [names, 384]
         self.players: dict[str, nn.Module] = {"text": self.net}
+
+    def _meanings(self, cache: Path) -> Tensor:
+        """What the teacher says of each text and, where it is defined, of its definition: unit vectors [texts, 384]."""
+        said = teacher.embed(list(self.row), cache)
+        if not self.config.text.define:
+            return said
+        entries = wordnet.definitions(self.config.text.dictionary)
+        defined = [wordnet.entry_of(text, entries) or text for text in self.row]
+        return F.normalize(said + teacher.embed(defined, cache), dim=1)
 
     def _nearness(self) -> Tensor:
         """Cosine of each dictionary entry with whatever has a picture and is nearest to it: [entries]."""
@@ -179,7 +194,13 @@ class TextStage:
                     drawn[b, 3 * n : 3 * n + 3] = 1
         rows, positions = (torch.tensor(index) for index in zip(*at, strict=True))
         ends = torch.tensor([e.length - 1 for e in encodings])
-        return Lesson(ids, (rows, positions), torch.stack(meaning), ends, layout, drawn, background)
+        drawable = torch.tensor([self._drawable(text, scene) for text, _, scene in texts])
+        return Lesson(ids, (rows, positions), torch.stack(meaning), ends, layout, drawn, background, drawable)
+
+    def _drawable(self, text: str, scene: Scene | None) -> bool:
+        if scene is None:
+            return text in self.names
+        return all(placed.thing.index >= 0 for placed in scene.objects)
 
     @staticmethod
     def _in_order(scene: Scene) -> list[Placed]:
@@ -210,7 +231,33 @@ class TextStage:
             F.cross_entropy(colours, batch.background.to(self.device)[in_scene]) if len(colours) else layout
         )
         loss = meaning + self.config.text.phrases * (layout + 0.1 * background)
-        yield Loss("text", loss, {"meaning": meaning, "layout": layout, "background": background})
+        parts = {"meaning": meaning, "layout": layout, "background": background}
+        if self.config.text.recall:
+            parts["recall"] = self._recall(said, batch.meaning.to(said))
+            loss = loss + self.config.text.recall * parts["recall"]
+        if self.first is not None:
+            parts["keep"] = self._keep(states, batch)
+            loss = loss + self.config.text.keep * parts["keep"]
+        yield Loss("text", loss, parts)
+
+    def _recall(self, said: Tensor, meaning: Tensor) -> Tensor:
+        """Divergence of the names that a state calls to mind from those that its meaning does.
+
+        A cosine counts every direction alike; which picture a word ends at is decided among the names near it.
+        """
+        ours = F.log_softmax(F.normalize(said, dim=1) @ self.gallery.T / TEMPERATURE, dim=1)
+        truth = F.log_softmax(meaning @ self.gallery.T / TEMPERATURE, dim=1)
+        return F.kl_div(ours, truth, log_target=True, reduction="batchmean")
+
+    def _keep(self, states: Tensor, batch: Lesson) -> Tensor:
+        """Squared distance from the first weights' states of texts that can be drawn: a U-Net knows them."""
+        assert self.first is not None
+        kept = batch.drawable.to(self.device)
+        if not kept.any():
+            return states.new_zeros(())
+        with torch.no_grad():
+            before = self.first(batch.ids[batch.drawable].to(self.device)).last
+        return (states[kept].float() - before.float()).square().mean()
 
     def picture(self) -> Image.Image | None:
         return None
@@ -223,33 +270,3 @@ class TextStage:
             tensors = {k: v.contiguous() for k, v in self.net.encoder.state_dict().items()}
             write_tensors(part / "text_encoder" / "model.safetensors", tensors)
             write_tokenizer(part / "tokenizer", self.tokenizer)
-
-
-def dictionary(folder: Path) -> tuple[list[str], list[str]]:
-    """Everyday words and compounds of them, and rarer single words: WordNet's nouns and adjectives.
-
-    Everyday is what the teacher's own vocabulary holds as one word. MezzotintError if WordNet is not there.
-    """
-    everyday = set(teacher.common_words())
-    common: dict[str, None] = dict.fromkeys(sorted(everyday))
-    rare: dict[str, None] = {}
-    for kind in ("noun", "adj"):
-        path = folder / f"index.{kind}"
-        try:
-            lines = path.read_text(encoding="ascii").splitlines()
-        except OSError as error:
-            raise MezzotintError(
-                f"{path} cannot be read; install WordNet (Debian: wordnet-base) or set text.dictionary to its folder"
-            ) from error
-        for line in lines:
-            if line.startswith(" "):  # the licence
-                continue
-            entry = line.split(" ", 1)[0].replace("_", " ")
-            parts = entry.split()
-            if len(entry) > LONGEST_ENTRY or not all(p.isalpha() for p in parts) or len(entry) < 3:
-                continue
-            if all(p in everyday for p in parts):
-                common[entry] = None
-            elif len(parts) == 1:
-                rare[entry] = None
-    return list(common), list(rare)
