@@ -2,11 +2,13 @@
 
 A folder in the layout of SD 1.5 (float16, as it is shipped) is made first. Then each side runs in a process of its
 own, in turn, on the same latents and text states: it is timed from its start to the end of its first step, then warm.
-Answers are compared with those of diffusers in float32, the first side. What is not installed is left out.
+Answers are compared with those of diffusers in float32, the first side. What is not installed, or ends in a crash, is
+left out, and said.
 
-    python benchmarks/sd15.py [--sizes 512 256] [--steps 3] [--rounds 1] [--threads 2] [--sides ...] [--compile]
+    python benchmarks/sd15.py [--sizes 512 256] [--steps 2] [--rounds 1] [--threads 2] [--sides ...] [--out TABLE.md]
 
-`--small` takes a net of the same kind a thousand times smaller, to see that everything runs.
+`--small` takes a net of the same kind a thousand times smaller, to see that everything runs. All sides take about 12
+minutes on two quiet cores with AMX, four of them for the compiled one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,15 +106,20 @@ def make(folder: Path, small: bool) -> None:
     write_folder(folder, Checkpoint(*nets, tokenizer, plan), dtype=torch.float16)
 
 
-def mezzotint_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
-    """`how`: a precision."""
+def mezzotint_side(folder: Path, how: str) -> Model:
+    """`how`: a precision, or an engine."""
     import torch
 
     import mezzotint
     from mezzotint.diffusion.types import Cond
+    from mezzotint.engine import ENGINES
 
-    pipeline = mezzotint.load(folder, device="cpu", precision=how)
-    cond, t = Cond(text=states(folder)), torch.full((2,), TIME)
+    knobs = {"engine": how} if how in ENGINES else {"precision": how}
+    pipeline = mezzotint.load(folder, device="cpu", **knobs)
+    t = torch.full((2,), TIME)
+    cond = pipeline.denoiser.net.prepared(
+        Cond(text=states(folder))
+    )  # as the pipeline does, once for all steps
 
     def step(z: Tensor) -> Tensor:
         return pipeline.denoiser.net(z, t, cond).float()
@@ -118,7 +127,7 @@ def mezzotint_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
     return Model(step, lambda z: pipeline.codec.vae.decode(z.to(pipeline.codec.vae.dtype)).float())
 
 
-def diffusers_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
+def diffusers_side(folder: Path, how: str) -> Model:
     """`how`: "float32" as its documentation has it; "tuned"; "compiled"."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -142,7 +151,7 @@ def diffusers_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
     return Model(step, lambda z: vae.decode(z.to(dtype), return_dict=False)[0].float())
 
 
-def openvino_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
+def openvino_side(folder: Path, how: str) -> Model:
     """`how`: "bf16" or "f32"; each size is compiled with static shapes when it is first asked for."""
     import openvino
     import torch
@@ -185,14 +194,18 @@ def openvino_side(folder: Path, how: str, sizes: Sequence[int]) -> Model:
     return Model(lambda z: compiled(Step(), z, text), lambda z: compiled(Decode(), z))
 
 
-SIDES: dict[str, tuple[Callable[[Path, str, Sequence[int]], Model], str]] = {
+SIDES: dict[str, tuple[Callable[[Path, str], Model], str]] = {
     BASE: (diffusers_side, "float32"),
     "diffusers tuned, bfloat16": (diffusers_side, "tuned"),
     "diffusers compiled, bfloat16": (diffusers_side, "compiled"),
-    "openvino bf16": (openvino_side, "bf16"),
+    "openvino float32": (openvino_side, "f32"),
+    "openvino bfloat16": (openvino_side, "bf16"),
     "mezzotint float32": (mezzotint_side, "float32"),
     "mezzotint default": (mezzotint_side, "auto"),
+    "mezzotint openvino": (mezzotint_side, "openvino"),
+    "mezzotint openvino-int8": (mezzotint_side, "openvino-int8"),
 }
+COMPILED = "diffusers compiled, bfloat16"  # takes minutes for each size: the first one alone
 
 
 def states(folder: Path) -> Tensor:
@@ -219,9 +232,9 @@ def measure(side: str, folder: Path, sizes: Sequence[int], steps: int, begun: fl
     guard = torch.no_grad if side == BASE else torch.inference_mode
     took: dict[str, dict[int, float]] = {"step": {}, "decode": {}}
     with guard():
-        model = start(folder, how, sizes)
+        model = start(folder, how)
         first = 0.0
-        for size in sizes:
+        for size in sizes[:1] if side == COMPILED else sizes:
             for name, run, rows in (("step", model.step, 2), ("decode", model.decode, 1)):
                 z = latents(rows, size)
                 answer = run(z)
@@ -263,16 +276,29 @@ def limit(folder: Path, sizes: Sequence[int]) -> dict[int, float]:
     return found
 
 
-def apart(ours: Path, theirs: Path, size: int) -> tuple[float, float]:
-    """(largest difference of the step's answers, in their deviations; PSNR of the decoded pictures in dB)."""
+class Apart(NamedTuple):
+    """How far the answers of two sides are from each other."""
+
+    largest: float  # of the step's answers, in their deviations
+    step: float  # PSNR of the step's answers, dB
+    decoded: float  # PSNR of the decoded pictures, dB
+
+
+def apart(ours: Path, theirs: Path, size: int) -> Apart:
     import numpy as np
 
-    a, b = (np.load(side / f"step-{size}.npy") for side in (ours, theirs))
-    p, q = (np.load(side / f"decode-{size}.npy") for side in (ours, theirs))
-    error = float(np.square(p - q).mean())
-    return float(abs(a - b).max() / b.std()), 10 * float(
-        np.log10(np.ptp(q) ** 2 / error)
-    ) if error else float("inf")
+    (a, b), (p, q) = (
+        [np.load(side / f"{name}-{size}.npy") for side in (ours, theirs)] for name in ("step", "decode")
+    )
+    return Apart(float(abs(a - b).max() / b.std()), psnr(a, b), psnr(p, q))
+
+
+def psnr(ours: Any, theirs: Any) -> float:
+    """dB, by the range of values that theirs have."""
+    import numpy as np
+
+    error = float(np.square(ours - theirs).mean())
+    return 10 * float(np.log10(np.ptp(theirs) ** 2 / error)) if error else float("inf")
 
 
 def table(runs: Sequence[Measured], sizes: Sequence[int], limits: dict[int, float]) -> str:
@@ -282,33 +308,53 @@ def table(runs: Sequence[Measured], sizes: Sequence[int], limits: dict[int, floa
         "to first step, s",
         "peak memory, GiB",
         f"largest difference of a step, {sizes[0]}",
+        "step, dB",
         "decoded, dB",
     ]
-    lines = ["| program | " + " | ".join(columns + ends) + " |", "|---|" + "---:|" * (3 * len(sizes) + 4)]
+    lines = [
+        "| program | " + " | ".join(columns + ends) + " |",
+        "|---|" + "---:|" * (3 * len(sizes) + len(ends)),
+    ]
     base = [run for run in runs if run.side == BASE]
     for side in dict.fromkeys(run.side for run in runs):
         mine = [run for run in runs if run.side == side]
         cells = []
         for size in sizes:
+            if size not in mine[0].step:
+                cells += ["", "", ""]
+                continue
             seconds = median(run.step[size] for run in mine)
             share = f"{seconds / median(run.step[size] for run in base):.2f}" if base else ""
             cells += [f"{seconds:.3g}", share, f"{median(run.decode[size] for run in mine):.3g}"]
         cells += [f"{median(run.first for run in mine):.1f}", f"{max(run.peak for run in mine) / 2**30:.2f}"]
         if base:
-            largest, noise = apart(Path(mine[0].answers), Path(base[0].answers), sizes[0])
-            cells += [f"{largest:.1e}", f"{noise:.0f}"]
+            found = apart(Path(mine[0].answers), Path(base[0].answers), sizes[0])
+            cells += [f"{found.largest:.1e}", f"{found.step:.0f}", f"{found.decoded:.0f}"]
+        else:
+            cells += ["", "", ""]
         lines.append(f"| {side} | " + " | ".join(cells) + " |")
     told = ", ".join(f"{seconds:.3g} s at {size}" for size, seconds in limits.items())
     return "\n".join(lines) + f"\n\nA step at the rate of a bfloat16 matrix product of 2048 x 2048: {told}."
 
 
 def child(part: str, given: argparse.Namespace, *more: str) -> Any:
-    """What a part says as JSON, run in a process of its own; None if a package that it needs is not there."""
+    """What a part says as JSON, run in a process of its own.
+
+    None, and a line on stderr, for a side that needs a package that is not there, or that crashed.
+    """
     command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--steps", str(given.steps)]
     command += ["--folder", str(given.folder), "--sizes", *map(str, given.sizes), *more]
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
+    environment["MEZZOTINT_CACHE"] = str(given.cache)  # empty: graphs are made anew
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode and "No module named 'openvino'" in done.stderr:
+    crashed = f"ended by signal {-done.returncode}" if done.returncode < 0 else ""
+    absent = (
+        "not installed"
+        if "No module named 'openvino'" in done.stderr or "needs OpenVINO" in done.stderr
+        else ""
+    )
+    if part in SIDES and (crashed or absent):
+        print(f"{part}: {crashed or absent}", file=sys.stderr)
         return None
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -318,18 +364,16 @@ def child(part: str, given: argparse.Namespace, *more: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 256], help="pixels of a side")
-    parser.add_argument("--steps", type=int, default=3, help="steps that each process takes on the clock")
+    parser.add_argument("--steps", type=int, default=2, help="steps that each process takes on the clock")
     parser.add_argument("--rounds", type=int, default=1, help="processes for each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--sides", nargs="+", choices=list(SIDES), help="all but the compiled one if not given"
-    )
-    parser.add_argument("--compile", action="store_true", help="with torch.compile, which takes minutes")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="all if not given")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is kept, or is already")
     parser.add_argument("--small", action="store_true", help="a thousand times smaller, to see that it runs")
+    parser.add_argument("--out", type=Path, help="also write the table to this file (Markdown)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part == "make":
         make(given.folder, given.small)
@@ -337,7 +381,7 @@ def main() -> None:
     elif given.part == "limit":
         print(json.dumps(limit(given.folder, given.sizes)))
     elif given.part:
-        done = measure(given.part, given.folder, given.sizes, given.steps, given.begun, given.out)
+        done = measure(given.part, given.folder, given.sizes, given.steps, given.begun, given.answers)
         print(json.dumps(asdict(done)))
     else:
         compare(given)
@@ -345,18 +389,16 @@ def main() -> None:
 
 def compare(given: argparse.Namespace) -> None:
     """Every process in turn, then the table."""
-    asked = given.sides or [side for side in SIDES if given.compile or "compiled" not in side]
     with tempfile.TemporaryDirectory() as name:
-        given.folder = given.folder or Path(name) / "model"
+        given.folder, given.cache = given.folder or Path(name) / "model", Path(name) / "cache"
         if not given.folder.exists():
             child("make", given, *(["--small"] if given.small else []))
         runs: list[Measured] = []
         for i in range(given.rounds):
-            for side in asked:
-                out = str(Path(name) / f"{i}-{side}")
-                done = child(side, given, "--begun", repr(time.time()), "--out", out)
+            for side in given.sides or SIDES:
+                answers = str(Path(name) / f"{i}-{side}")
+                done = child(side, given, "--begun", repr(time.time()), "--answers", answers)
                 if done is None:
-                    print(f"{side}: not installed", file=sys.stderr)
                     continue
                 numbered = {
                     key: {int(size): s for size, s in done[key].items()} for key in ("step", "decode")
@@ -364,8 +406,22 @@ def compare(given: argparse.Namespace) -> None:
                 runs.append(Measured(**done | numbered))
                 print(f"{side}: {done['step']}", file=sys.stderr, flush=True)
         limits = {int(size): seconds for size, seconds in child("limit", given).items()}
-        print(table(runs, given.sizes, limits))
-    print(f"\n{hardware(given.threads)}; random weights, float16 on disk")
+        text = f"{table(runs, given.sizes, limits)}\n\n{about(given.threads)}\n"
+    print(text)
+    if given.out:
+        given.out.write_text(text, encoding="utf-8")
+
+
+def about(threads: int) -> str:
+    """Hardware, versions, commit, day."""
+    folder = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    packages = [hardware(threads)]
+    packages += [f"openvino {version('openvino')}"] if find_spec("openvino") else []
+    packages += [f"commit {done.stdout.strip()}"] if done.returncode == 0 else []
+    return f"{', '.join(packages)}; random weights, float16 on disk; {time.strftime('%Y-%m-%d')}"
 
 
 if __name__ == "__main__":

@@ -35,9 +35,17 @@ def test_a_row_holds_medians_shares_and_differences(sd15, tmp_path):
     runs = [measured(sd15.BASE, 4.0, truth), measured("mezzotint float32", 2.0, truth + 0.01)]
     runs += [measured("mezzotint float32", 3.0, truth), measured("mezzotint float32", 9.0, truth)]
     text = sd15.table(runs, [64], {64: 0.25})
-    assert "| mezzotint float32 | 3 | 0.75 | 0.5 | 7.0 | 2.00 | 1.7e-02 | 46 |" in text
-    assert f"| {sd15.BASE} | 4 | 1.00 | 0.5 | 7.0 | 2.00 | 0.0e+00 | inf |" in text
+    assert "| mezzotint float32 | 3 | 0.75 | 0.5 | 7.0 | 2.00 | 1.7e-02 | 46 | 46 |" in text
+    assert f"| {sd15.BASE} | 4 | 1.00 | 0.5 | 7.0 | 2.00 | 0.0e+00 | inf | inf |" in text
     assert "0.25 s at 64" in text
+
+
+def test_a_side_that_was_not_asked_for_a_size_leaves_its_cells_empty(sd15, tmp_path):
+    for name in ("step", "decode"):
+        np.save(tmp_path / f"{name}-64.npy", np.zeros(3))
+    runs = [sd15.Measured(sd15.COMPILED, 9.0, {64: 2.0}, {64: 0.5}, 2**31, str(tmp_path))]
+    text = sd15.table(runs, [64, 32], {64: 0.25})
+    assert f"| {sd15.COMPILED} | 2 |  | 0.5 |  |  |  | 9.0 | 2.00 |" in text
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import torch
 
 from mezzotint import Pipeline, Request, memory
 from mezzotint.codec import Latents, tiled
-from mezzotint.memory import TILE, ShortOfMemory, fitting, free, need
-from mezzotint.nets import AutoencoderKL, VAEConfig
+from mezzotint.diffusion.types import Cond
+from mezzotint.memory import TILE, ShortOfMemory, fitting, free, need, remembered
+from mezzotint.nets import AutoencoderKL, UNet, UNetConfig, VAEConfig
+from mezzotint.nets.layers import Conv2d, frozen
 from tiny import write_tiny
 
 
@@ -40,6 +42,39 @@ def test_what_layers_remember_is_needed_once(tmp_path):
     pipeline("a red apple", seed=1)
     after = need(pipeline, settled, 1).remembered
     assert after in (0, before)  # where oneDNN is not there, nothing is remembered
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 32), (16, 16), (8, 12)])
+def test_filters_that_will_be_kept_are_counted_exactly(height, width):
+    config = UNetConfig(
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )
+    vae = VAEConfig(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    unet, decoder = frozen(UNet(config).eval()), frozen(AutoencoderKL(vae).eval().decoder)
+    expected = remembered(unet, 2, height, width), remembered(decoder, 1, height, width)
+    with torch.inference_mode():
+        unet(torch.zeros(2, 4, height, width), torch.zeros(2), Cond(text=torch.zeros(2, 5, 8)))
+        decoder(torch.zeros(1, 4, height, width))
+    kept = tuple(
+        sum(
+            made.nbytes
+            for layer in net.modules()
+            if isinstance(layer, Conv2d)
+            for _, made in layer.remembered.values()
+        )
+        for net in (unet, decoder)
+    )
+    assert kept == expected
+    assert (remembered(unet, 2, height, width), remembered(decoder, 1, height, width)) != expected
 
 
 def test_a_run_that_does_not_fit_is_said_with_what_to_change(pipeline, monkeypatch):

@@ -73,6 +73,14 @@ class Graphed:
         self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def remembered(self) -> int:
+        """Bytes of weights that the graph will keep beside the U-Net's and does not keep yet."""
+        if self._compiled:
+            return 0
+        size = 4 if self.precision == "float32" else 2
+        return size * sum(weight.numel() for weight in self.unet.parameters())
+
     def prepared(self, cond: Cond) -> Cond:
         """As `UNet.prepared`."""
         return self.unet.prepared(cond)

@@ -7,6 +7,7 @@ decodes in tiles.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .codec import Codec, Latents
-from .nets import UNetConfig, VAEConfig
-from .nets.layers import Conv2d
+from .engine import Graphed
+from .nets import UNet, UNetConfig, VAEConfig
+from .nets.layers import PAIR, Conv2d
+from .nets.winograd import tile_size
 from .precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -75,12 +78,13 @@ def need(pipeline: Pipeline, request: Settled, together: int) -> Need:
     _, height, width = pipeline.shape(request)
     itemsize, rows = PRECISIONS[pipeline.precision].itemsize, together * (1 + (request.guidance_scale != 1))
     net = getattr(pipeline.denoiser, "net", None)  # any function may stand for the denoiser
-    nets = [
-        net,
-        pipeline.codec.vae.decoder if isinstance(pipeline.codec, Latents) else None,
-    ]
+    kept = net.remembered if isinstance(net, Graphed) else 0
+    if isinstance(net, UNet):
+        kept = remembered(net, rows, height, width)
+    if isinstance(pipeline.codec, Latents):
+        kept += remembered(pipeline.codec.vae.decoder, 1, height, width)
     return Need(
-        sum(remembered(net) for net in nets if isinstance(net, torch.nn.Module)),
+        kept,
         drawing(pipeline.configs.unet, rows, height, width, itemsize),
         _decoding(pipeline.codec, request.height, request.width),
     )
@@ -103,17 +107,35 @@ def decoding(config: VAEConfig, height: int, width: int, itemsize: int) -> int:
     return DECODING * widths[min(1, len(widths) - 1)] * height * width * itemsize
 
 
-def remembered(net: torch.nn.Module) -> int:
-    """Bytes that frozen convolutions of `net` will keep beside their weights and do not keep yet."""
+def remembered(net: torch.nn.Module, rows: int, height: int, width: int) -> int:
+    """Bytes that frozen convolutions of a U-Net or a decoder will keep beside their weights and do not keep yet.
+
+    The net is given `rows` maps of height x width.
+    """
     total = 0
-    for layer in net.modules():
+    for name, layer in net.named_modules():
         if not isinstance(layer, Conv2d) or not layer.frozen or layer.remembered:
             continue
         if layer.weight.dtype != torch.float32:
             total += layer.weight.nbytes
         elif layer.kernel_size == (3, 3) and layer.stride == (1, 1):
-            total += 3 * layer.weight.nbytes  # 16 / 9 or 36 / 9 of them, see nets/winograd.py
+            scale = 2.0 ** _finer(name, len(net.up_blocks), isinstance(net, UNet))
+            sides = (math.ceil(side * scale) for side in (height, width))
+            m = tile_size(layer.in_channels, layer.out_channels, min(rows, PAIR), *sides)
+            total += (m + 2) ** 2 * layer.weight[..., 0, 0].nbytes if m else 0
     return total
+
+
+def _finer(name: str, levels: int, unet: bool) -> int:
+    """How often the map that a convolution of this name makes was doubled from the one that the net is given."""
+    part, _, rest = name.partition("_")
+    coarsest = 1 - levels if unet else 0
+    if part == "conv":
+        return 0 if unet or rest == "in" else levels - 1
+    if part == "mid":
+        return coarsest
+    level = int(rest.split(".")[1])
+    return -level if part == "down" else coarsest + level + (".upsamplers." in name)
 
 
 def free(device: torch.device) -> int | None:
