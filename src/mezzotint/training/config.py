@@ -66,6 +66,13 @@ class Run(Section):
         500, gt=0, description="steps between stored ones of optim.posthoc; two dozen in a run are enough"
     )
     pictures: int = Field(1000, gt=0, description="steps between sample grids")
+    score: int = Field(
+        0,
+        ge=0,
+        description="pictures drawn beside each sample grid to be scored against as many held-out ones; 0: none, "
+        "200 say something",
+    )
+    wandb: str = Field("", description="a project of Weights & Biases that is told too; empty: none")
     validate_every: int = Field(500, gt=0, description="steps between looks at held-out pictures")
     workers: int = Field(1, gt=0, description="batches that are made ready ahead, each in a thread")
     patience: int = Field(3, gt=0, description="skipped steps in a row after which the run goes back")

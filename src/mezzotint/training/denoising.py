@@ -29,11 +29,13 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
 from ..formats.atomic import new_file
 from ..formats.folder import CARD
+from ..metrics.kernel import FEWEST
 from .card import card_files
 from .config import TrainConfig
 from .loop import Loss
 from .model import condition_of, model_to_train
 from .pictures import ENDLESS, Pictures, Row, parts, stacked
+from .score import Score, score
 from .signs import Validation, look_like_noise
 from .store import Store, content_key, weights_hash
 from .vae import from_unit, to_unit
@@ -269,6 +271,31 @@ class DenoisingStage:
             error = self.errors(Batch(x0, eps, sigma[None].float(), *told, sizes))
             found[float(sigma)].append(float(error))
         return {sigma: sum(losses) / len(losses) for sigma, losses in found.items() if losses}
+
+    def scored(self, count: int) -> Score | None:
+        """How near up to `count` samples are to held-out pictures; None if too few are held out."""
+        held, trained = (
+            self.pictures.some(among, count)
+            for among in (self.pictures.split.held_out, self.pictures.split.train)
+        )
+        if min(len(held), len(trained)) < FEWEST:
+            return None
+        made = [
+            picture
+            for some in parts(held, ENCODED)
+            for picture in self.generate(
+                [self._caption(i) for i in some], [self.config.seed + i for i in some]
+            )
+        ]
+        real, seen = ([self.pictures.see(i, 0).pixels for i in side] for side in (held, trained))
+        return score(real, made, seen)
+
+    def _caption(self, picture: int) -> str:
+        """What a sample beside a picture is told: its class or its first caption."""
+        record = self.pictures.records[picture]
+        if self.model.condition == "class":
+            return str(record.extra["class"])
+        return record.captions[0] if self.model.condition == "text" else ""
 
     def noisy(self) -> str:
         """A line if the last samples look like noise."""

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from ..formats.image import open_image
 from .config import TrainConfig
 from .order import Epochs, Order, ShardOrder
 from .world import WHOLE, Share
+
+T = TypeVar("T")
 
 ENDLESS = 2**31  # windows and mirrors of a picture, where none is kept
 GIB = 2**30
@@ -205,6 +207,6 @@ def stacked(views: Sequence[Seen]) -> np.ndarray:
     return np.stack([view.pixels for view in views])
 
 
-def parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The items in lists of at most `size`."""
     return (items[i : i + size] for i in range(0, len(items), size))

@@ -1,4 +1,4 @@
-"""Who listens to a training run: TensorBoard, sample grids, a line of progress.
+"""Who listens to a training run: boards, sample grids, a line of progress.
 
 `session(config)` builds the stage, resumes, and passes the loop's `Stats` on; what to do with them is the caller's.
 """
@@ -11,18 +11,18 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..formats.atomic import write_json
+from .boards import boards
 from .config import TrainConfig
-from .history import LOG, read_history
+from .history import LOG, LOOK, SCORE, read_history
 from .loop import Stage, Stats, Trainer, pick_device
 from .report import write_report
+from .score import Score
 from .sharding import gathered
 from .signs import Validation, remembered
 from .world import ALONE, WHOLE, Share, World, joined
@@ -48,6 +48,14 @@ class Validated(Protocol):
 
     def noisy(self) -> str:
         """What is wrong with the last samples, if anything."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A stage whose samples can be compared with held-out pictures."""
+
+    def scored(self, count: int) -> Score | None:
+        """How near up to `count` samples are to them; None where there are too few."""
 
 
 @dataclass(frozen=True)
@@ -140,37 +148,49 @@ class Session:
         write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
         recent: deque[float] = deque(maxlen=100)
         memory = remembered(read_history(config.out).looks, trainer.step)
-        writer = _tensorboard(config.out / "tensorboard")
-        with (config.out / LOG).open("a", encoding="utf-8") as log:
+        with (
+            boards(config, trainer.step) as shown,
+            (config.out / LOG).open("a", encoding="utf-8") as log,
+        ):
             for stats in trainer.steps():
                 recent.append(stats.seconds)
                 mean = sum(recent) / len(recent)
                 notes = list(stats.notes)
-                validation, picture = self._looks(stats.step)
+                validation, picture, score = self._looks(stats.step)
                 if validation is not None:
                     notes += filter(None, [memory.warn(stats.step, validation)])
-                    log.write(json.dumps({"step": stats.step, "validation": asdict(validation)}) + "\n")
-                    _write_validation(writer, stats.step, validation)
+                    log.write(json.dumps({"step": stats.step, LOOK: asdict(validation)}) + "\n")
+                    shown.numbers(_numbers(validation), stats.step)
+                if score is not None:
+                    log.write(json.dumps({"step": stats.step, SCORE: asdict(score)}) + "\n")
+                    numbers = {key: getattr(score, key) for key in ("value", "low", "high", "floor")}
+                    shown.numbers({f"score/{key}": value for key, value in numbers.items()}, stats.step)
                 if picture is not None:
-                    _write_picture(picture, config.out / "pictures", stats.step, writer)
+                    (config.out / "pictures").mkdir(exist_ok=True)
+                    picture.save(config.out / "pictures" / f"{stats.step:08d}.png")
+                    shown.picture("samples", picture, stats.step)
                     notes += filter(None, [stage.noisy()] if isinstance(stage, Validated) else [])
                 if stats.step % config.run.log == 0 or stats.step == config.optim.steps or notes:
                     log.write(json.dumps(asdict(stats) | {"notes": notes}) + "\n")
                     log.flush()
-                    _write_scalars(writer, stats, config.optim.batch / mean)
+                    rates = {"lr": stats.lr, "grad_norm": stats.grad_norm, "loss": stats.loss}
+                    rates |= {"images_per_second": config.optim.batch / mean}
+                    shown.numbers(rates | stats.parts, stats.step)
                 yield self._progress(replace(stats, notes=tuple(notes)), mean)
 
-    def _looks(self, step: int) -> tuple[Validation | None, Image.Image | None]:
+    def _looks(self, step: int) -> tuple[Validation | None, Image.Image | None, Score | None]:
         """What the averaged nets do after a step, where it is time to look."""
         run, stage = self.config.run, self.stage
-        validation = picture = None
+        validation = picture = score = None
         if isinstance(stage, Validated) and step % run.validate_every == 0:
             with averaged(self.trainer):
                 validation = stage.validate()
         if step % run.pictures == 0 or step == self.config.optim.steps:
             with averaged(self.trainer):
+                if isinstance(stage, Scored) and run.score:
+                    score = stage.scored(run.score)
                 picture = stage.picture()
-        return validation, picture
+        return validation, picture, score
 
     def _export(self) -> None:
         """Write what was trained; what is in parts is put together for it, in a stage of its own."""
@@ -220,40 +240,7 @@ def averaged(trainer: Trainer) -> ExitStack:
     return stack
 
 
-def _write_picture(picture: Image.Image, folder: Path, step: int, writer: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{step:08d}.png")
-    if writer is not None:
-        writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
-
-
-def _write_validation(writer: Any, step: int, validation: Validation) -> None:
-    if writer is None:
-        return
-    writer.add_scalar("validation/loss", validation.loss, step)
-    writer.add_scalar("validation/gap", validation.gap, step)
-    for sigma, loss in (validation.held_out or validation.train).items():
-        writer.add_scalar(f"validation/sigma {sigma:.3g}", loss, step)
-
-
-def _tensorboard(folder: Path) -> Any:
-    """A writer of TensorBoard events, or None where the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
-
-
-def _write_scalars(writer: Any, stats: Stats, images_per_second: float) -> None:
-    if writer is None:
-        return
-    values = {
-        "loss": stats.loss,
-        "lr": stats.lr,
-        "grad_norm": stats.grad_norm,
-        "images_per_second": images_per_second,
-    }
-    for name, value in (values | stats.parts).items():
-        writer.add_scalar(name, value, stats.step)
-    writer.flush()
+def _numbers(validation: Validation) -> dict[str, float]:
+    levels = validation.held_out or validation.train
+    by_level = {f"validation/sigma {sigma:.3g}": loss for sigma, loss in levels.items()}
+    return {"validation/loss": validation.loss, "validation/gap": validation.gap, **by_level}
