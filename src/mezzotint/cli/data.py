@@ -51,17 +51,24 @@ def check(
         str, typer.Option(help="auto, metadata, coco, sidecar, classes, plain, shards or table.")
     ] = "auto",
     resolution: Annotated[int, typer.Option(help="Side in pixels that training asks for.")] = 64,
+    step: Annotated[int, typer.Option(help="What the sides of buckets are multiples of.")] = 8,
+    aspect: Annotated[float, typer.Option(help="Largest ratio of a bucket's sides.")] = 2.0,
     held_out: Annotated[float, typer.Option(help="Share that training would hold out.")] = 0.02,
     as_json: Json = False,
 ) -> None:
     """Look for what would spoil training: damaged, tiny, copied, uncaptioned pictures; status 1 if it is severe."""
     from ..data.doctor import check_folder, examine, report
     from ..data.split import split
+    from ..data.views import bucket_rows, bucket_table, buckets, nearest
 
     show = Show(as_json)
     records, found = check_folder(path, layout)
     looks = list(show.each(examine(records, resolution=resolution), len(records), "looking", unit="pictures"))
     told = report(records, looks, split(records, held_out).held_out, layout=found, captions=found != "plain")
-    show.result(told.text(), event="check", path=str(path), **told.to_dict())
+    sizes, choices = [look.size for look in looks if look.size], buckets(resolution, step, aspect)
+    chosen = [nearest(size, choices) for size in sizes]
+    rows = [row._asdict() for row in bucket_rows(sizes, chosen)]
+    text = f"{told.text()}\n{bucket_table(sizes, chosen)}"
+    show.result(text, event="check", path=str(path), **told.to_dict(), buckets=rows)
     if told.severe:
         raise typer.Exit(1)

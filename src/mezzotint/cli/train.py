@@ -12,17 +12,35 @@ from .show import Show
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file; see configs/.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML file, see configs/; not needed beside --preset.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the file."),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="Settings to begin with; yours go before.")
+    ] = None,
+    presets: Annotated[bool, typer.Option("--presets", help="List them, and do nothing else.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what would happen, measured by a few steps that leave no trace."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, or go on training, what a configuration describes; it may be interrupted at any moment."""
     from ..training.config import read_config
 
-    settings = read_config(config, overrides)
+    if presets:
+        _list_presets(Show(as_json))
+        return
+    settings = read_config(config, overrides, preset=preset)
+    if explain:
+        from .explain import show_explanation
+
+        show_explanation(settings, Show(as_json))
+        return
 
     from ..training.watch import session
 
@@ -32,6 +50,8 @@ def train(
         for done, total in here.prepare():
             progress.update(first, completed=done, total=total)
         progress.remove_task(first)
+        if (table := here.table()) is not None:
+            show.note(table)
         task = progress.add_task(settings.stage, total=settings.optim.steps, note="")
         for now in here.steps():
             for note in now.stats.notes:
@@ -61,6 +81,17 @@ def train(
                     )
     result = settings.out / settings.stage
     show.result(str(result), event="model", path=str(result))
+
+
+def _list_presets(show: Show) -> None:
+    from ..training.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        needs = "".join(f"\n    --set {key}=...  {what}" for key, what in preset.needs.items())
+        text = f"{name}: {preset.about}{needs}"
+        show.result(
+            text, event="preset", name=name, about=preset.about, needs=preset.needs, settings=preset.settings
+        )
 
 
 def _time(seconds: float) -> str:

@@ -80,12 +80,29 @@ def seen(picture: Image.Image, view: View, background: tuple[int, int, int] = (2
     return Seen(np.array(pixels), picture.size, corner)
 
 
-def bucket_table(sizes: Sequence[Size], chosen: Sequence[Size]) -> str:
-    """How many pictures each bucket has, how much of them is cut off, and how many are enlarged: a text table."""
-    lines = ["bucket       pictures  cut off  enlarged"]
+class Bucket(NamedTuple):
+    """What lands in one size."""
+
+    size: Size
+    pictures: int
+    cut_off: float  # share of their area that is lost, mean
+    enlarged: int  # of the pictures
+
+
+def bucket_rows(sizes: Sequence[Size], chosen: Sequence[Size]) -> list[Bucket]:
+    """A row for each bucket that has pictures: `sizes` of pictures and the bucket `chosen` for each."""
+    rows = []
     for bucket, count in sorted(Counter(chosen).items()):
         mine = [size for size, other in zip(sizes, chosen, strict=True) if other == bucket]
         lost = sum(cut_off(size, bucket) for size in mine) / count
-        small = sum(size[0] < bucket[0] or size[1] < bucket[1] for size in mine)
-        lines.append(f"{f'{bucket[0]} x {bucket[1]}':<12} {count:>8}  {lost:>6.1%}  {small:>8}")
+        rows.append(Bucket(bucket, count, lost, sum(s[0] < bucket[0] or s[1] < bucket[1] for s in mine)))
+    return rows
+
+
+def bucket_table(sizes: Sequence[Size], chosen: Sequence[Size]) -> str:
+    """How many pictures each bucket has, how much of them is cut off, and how many are enlarged: a text table."""
+    lines = ["bucket       pictures  cut off  enlarged"]
+    for bucket in bucket_rows(sizes, chosen):
+        name = f"{bucket.size[0]} x {bucket.size[1]}"
+        lines.append(f"{name:<12} {bucket.pictures:>8}  {bucket.cut_off:>6.1%}  {bucket.enlarged:>8}")
     return "\n".join(lines)

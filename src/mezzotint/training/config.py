@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import MezzotintError, UsageError, unknown
 from ..formats.atomic import read_json
+from .presets import with_preset
 
 
 class Section(BaseModel):
@@ -259,20 +260,39 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def read_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
-    """The configuration in a TOML file, with `a.b=value` overrides; UsageError naming the key that is wrong."""
+def read_config(
+    path: Path | None, overrides: list[str] | None = None, *, preset: str | None = None
+) -> TrainConfig:
+    """The configuration in a TOML file, with `a.b=value` overrides, on top of a preset (`presets.py`) if there is one.
+
+    `path` may be None beside a `preset`, which goes before the file's own. Raises UsageError naming the key that is
+    wrong.
+    """
+    raw = _read(path)
+    for override in overrides or []:
+        _override(raw, override)
+    own = raw.pop("preset", None)
+    chosen = own if preset is None else preset
+    where = str(path) if path is not None else f"preset '{chosen}'"
+    if path is None and chosen is None:
+        raise UsageError("name a configuration, or a preset with --preset (--presets lists them)")
+    if chosen is not None:
+        raw = with_preset(raw, str(chosen))
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return TrainConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, where) from error
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing; give the path of a training configuration") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise MezzotintError(f"{path} is not readable TOML: {error}") from error
-    for override in overrides or []:
-        _override(raw, override)
-    try:
-        return TrainConfig.model_validate(raw)
-    except ValidationError as error:
-        raise _explained(error, path) from error
 
 
 def read_run(folder: Path) -> TrainConfig:
@@ -297,12 +317,12 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw[last] = value
 
 
-def _explained(error: ValidationError, path: Path) -> UsageError:
+def _explained(error: ValidationError, where: str) -> UsageError:
     """The first thing that pydantic found, in one line."""
     first = error.errors()[0]
     *sections, last = (str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         model = SECTIONS[sections[0]] if sections else TrainConfig
-        known = [".".join((*sections, key)) for key in model.model_fields]
-        return UsageError(f"{path}: {unknown('key', '.'.join((*sections, last)), known)}")
-    return UsageError(f"{path}: {'.'.join((*sections, last))}: {first['msg'].lower()}")
+        known = [".".join((*sections, key)) for key in model.model_fields] + ([] if sections else ["preset"])
+        return UsageError(f"{where}: {unknown('key', '.'.join((*sections, last)), known)}")
+    return UsageError(f"{where}: {'.'.join((*sections, last))}: {first['msg'].lower()}")

@@ -119,6 +119,22 @@ class DenoisingStage:
             )
             yield len(mine) + len(group), total
 
+    def prepare_step(self, step: int) -> tuple[int, int]:
+        """Compute what one step needs and is not kept; the numbers of latents and of texts that were computed."""
+        rows = self.pictures.rows(step, views=self.views)
+        views = {self.key(row.picture, row.view): (row.picture, row.view) for row in rows if self.cached}
+        latents = self.store.missing(views)
+        captions: dict[str, str] = {}
+        if self.model.teller is not None and not self.hears_anew:
+            captions = {self.text_key(caption): caption for caption in {row.caption for row in rows}}
+        texts = self.texts.missing(captions)
+        if latents:
+            self.store.add({key: self._latent(*views[key]) for key in latents})
+        for group in parts(texts, ENCODED):
+            self.texts.add(dict(self._heard(group, captions)))
+        self.ready()
+        return len(latents), len(texts)
+
     def ready(self) -> None:
         """After all processes prepared: find what they wrote."""
         self.store.refresh()

@@ -23,7 +23,7 @@ from ..data.remote import open_url
 from ..data.shards import Access, in_shard
 from ..data.sources import read_records
 from ..data.split import split
-from ..data.views import Seen, Size, View, bucket_table, buckets, cut_off, nearest, seen
+from ..data.views import Bucket, Seen, Size, View, bucket_rows, bucket_table, buckets, cut_off, nearest, seen
 from ..diffusion.noise import generator
 from ..errors import UsageError
 from ..formats.image import open_image
@@ -162,6 +162,11 @@ class Pictures:
         """The buckets of the pictures that are trained on, as text."""
         train = self.split.train
         return bucket_table([self.sizes[i] for i in train], [self.buckets[i] for i in train])
+
+    def rows_of_buckets(self) -> list[Bucket]:
+        """The same, as rows."""
+        train = self.split.train
+        return bucket_rows([self.sizes[i] for i in train], [self.buckets[i] for i in train])
 
     def worst_cut(self) -> float:
         """The largest share of a picture that its bucket cuts off."""

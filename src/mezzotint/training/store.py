@@ -56,6 +56,10 @@ class Store:
         flat = {f"{key}/{part}": t for key, entry in entries.items() for part, t in entry.items()}
         write_tensors(self.folder / f"{name}.safetensors", flat, replace=True)
 
+    def largest(self) -> int:
+        """Bytes of the largest entry, 0 if there is none."""
+        return max((sum(t.nbytes for t in self[key].values()) for key in self._where), default=0)
+
     def __getitem__(self, key: str) -> dict[str, Tensor]:
         return {part: self._where[key].get_tensor(f"{key}/{part}") for part in self._names[key]}
 

@@ -21,6 +21,7 @@ from .boards import boards
 from .config import TrainConfig
 from .history import LOG, LOOK, SCORE, read_history
 from .loop import Stage, Stats, Trainer, pick_device
+from .pictures import Pictures
 from .report import write_report
 from .score import Score
 from .sharding import gathered
@@ -126,6 +127,11 @@ class Session:
             yield from self.stage.prepare(Share(self.world.rank, self.world.size))
             self.world.wait()
             self.stage.ready()
+
+    def table(self) -> str | None:
+        """The buckets of the pictures, as text, if the stage looks at any."""
+        pictures = getattr(self.stage, "pictures", None)
+        return pictures.table() if self.world.writes and isinstance(pictures, Pictures) else None
 
     def steps(self) -> Iterator[Progress]:
         """Train to the end, yielding after every step. Raises MezzotintError as the stage and the loop do."""
