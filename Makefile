@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EMOJI ?= runs/emoji
+CIFAR ?= cifar10-train.tar.gz
+MINUTES ?= 8    # of training at most, for each recipe
 IMAGES ?=      # a folder or tar of Noto Emoji PNGs; without it, the installed font is rendered
 KEYWORDS ?=    # a JSON file, emoji -> words (emojilib)
 SET ?=         # values in place of the configurations', such as SET="--set optim.steps=4": the whole recipe in minutes
@@ -13,7 +15,7 @@ PROMPTS := "a red apple" "a cat face" "a rocket on a navy background" "a slice o
 	"an owl on a yellow background" "a small strawberry in the top left corner" "a doggy" \
 	"a guitar to the left of a red heart"
 
-.PHONY: demo gallery test test-all programs lint model evaluate edits benchmark clean
+.PHONY: demo gallery recipes test test-all programs lint model evaluate edits benchmark clean
 
 demo: $(VENV)/.core
 	$(BIN)/mezzotint generate $(PROMPTS) --seed 1 --out out/demo --sheet out/demo/sheet.png --force
@@ -43,6 +45,14 @@ model: $(VENV)/.train
 
 gallery: $(VENV)/.core
 	$(BIN)/python benchmarks/gallery.py
+
+# docs/training.md: a model of CIFAR-10, a LoRA, two steps instead of twenty; figures and tables are made anew.
+recipes: $(VENV)/.train
+	test -e $(EMOJI)/data || $(BIN)/mezzotint data emoji $(EMOJI)/data \
+		$(if $(IMAGES),--images $(IMAGES)) $(if $(KEYWORDS),--keywords $(KEYWORDS))
+	for recipe in lora consistency cifar10; do \
+		$(BIN)/python benchmarks/recipes.py $$recipe --minutes $(MINUTES) --cifar $(CIFAR) \
+			--emoji $(EMOJI)/data --judge $(EMOJI)/judge.safetensors || exit; done
 
 evaluate: $(VENV)/.train
 	$(BIN)/mezzotint evaluate --data $(EMOJI)/data --judge $(EMOJI)/judge.safetensors --out out/evaluation
