@@ -31,6 +31,10 @@ test-all: $(VENV)/.test programs lint
 programs:
 	tests/programs.sh chromium=chromium exiftool=libimage-exiftool-perl
 
+test-ray: $(VENV)/.test
+	$(PIP) --editable ".[ray]"
+	$(BIN)/pytest -m ray
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -12,7 +12,7 @@ import uvicorn
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from mezzotint.serve.app import Server, create_app
-from mezzotint.serve.service import Service
+from mezzotint.serve.service import Service, here
 from mezzotint.serve.settings import Limits, Settings
 from tiny import write_tiny
 
@@ -20,8 +20,8 @@ from tiny import write_tiny
 class Running:
     """A service behind a port."""
 
-    def __init__(self, settings, safety=None):
-        self.service = Service(settings, safety)
+    def __init__(self, settings, safety=None, painter=here):
+        self.service = Service(settings, safety, painter)
         config = uvicorn.Config(
             create_app(self.service), port=0, log_config=None, timeout_graceful_shutdown=2
         )
@@ -66,10 +66,10 @@ def start(tmp_path, model):
     """Starts services; those that a test leaves are stopped."""
     made = []
 
-    def started(safety=None, limits=None, **settings):
+    def started(safety=None, limits=None, painter=here, **settings):
         base = Settings(data=tmp_path / "data", models=(str(model),), device="cpu", drain=5.0)
         chosen = replace(base, limits=replace(Limits(), **(limits or {})), **settings)
-        made.append(Running(chosen, safety))
+        made.append(Running(chosen, safety, painter))
         return made[-1]
 
     yield started

@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import MezzotintError
 from ..tasks import TASKS
 from .attention import attention
+from .bulk import generate
 from .convert import convert
 from .data import data
 from .draw import command
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(command(TASKS["text2img"]))
+app.command("generate")(generate())
 for task in TASKS.values():
     if task.name not in ("text2img", "interpolate"):
         app.command(task.name)(command(task))

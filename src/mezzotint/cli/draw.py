@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..bulk import slug
 from ..errors import MezzotintError, UsageError
 from ..request import PICTURES, Request
 from ..tasks import Task
@@ -31,7 +32,6 @@ from .options import (
     Variant,
     free,
     parsed_size,
-    slug,
     with_fields,
 )
 from .show import Show

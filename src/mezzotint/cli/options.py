@@ -52,7 +52,8 @@ Engine = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Who computes the U-Net: torch; openvino or openvino-int8, from the extra `openvino`.",
+        help="Who computes the U-Net: torch; openvino or openvino-int8, from the extra `openvino`. For requests in a "
+        "file (generate --prompts) also ray: torch, in processes of a Ray cluster.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
@@ -119,12 +120,6 @@ def parsed_size(size: str) -> dict[str, int]:
     if not found:
         raise UsageError(f"--size {size}: write it as WIDTHxHEIGHT, for instance 128x128")
     return {"width": int(found[1]), "height": int(found[2] or found[1])}
-
-
-def slug(text: str, length: int = 60) -> str:
-    """A file's name for a text: its letters and numbers, lower-case, joined by dashes."""
-    words = "-".join(re.findall(r"[^\W_]+", text.lower()))
-    return words.encode()[:length].decode(errors="ignore").strip("-") or "picture"
 
 
 def free(path: Path) -> Path:

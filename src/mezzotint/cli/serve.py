@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MezzotintError
+from ..errors import MezzotintError, unknown
 from .options import Device, Json, LoraDir
 from .show import Show
+from .train import ENGINES
 
 
 def data_folder() -> Path:
@@ -54,8 +55,14 @@ def serve(
     blocked: Annotated[
         Path | None, typer.Option(help="A file of words that prompts may not have, one a line.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who draws: here, this process; ray, replicas on a Ray cluster.")
+    ] = "here",
+    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: processes that draw.")] = 2,
 ) -> None:
     """Serve the page at / and the APIs: native, OpenAI Images (/v1), AUTOMATIC1111 (/sdapi/v1)."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     try:
         from ..serve.app import run
     except ImportError as error:
@@ -72,6 +79,12 @@ def serve(
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     Show(False).note(f"open http://{shown}:{port}/ when it is ready; pictures lie in {data}; Ctrl-C stops")
+    if engine == "ray":
+        from ..serve.on_ray import painters
+
+        with painters(settings, replicas) as painter:
+            run(settings, painter)
+        return
     run(settings)
 
 

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ..errors import unknown
 from .options import Json
 from .show import Show
+
+ENGINES = ("here", "ray")
 
 
 def train(
@@ -27,24 +30,36 @@ def train(
         bool,
         typer.Option("--explain", help="Say what would happen, measured by a few steps that leave no trace."),
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="here: this process, or those of torchrun; ray: processes of a Ray cluster.")
+    ] = "here",
+    workers: Annotated[int, typer.Option(min=1, help="With --engine ray: processes that train.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Train, or go on training, what a configuration describes; it may be interrupted at any moment."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     from ..training.config import read_config
 
+    show = Show(as_json)
     if presets:
-        _list_presets(Show(as_json))
+        _list_presets(show)
         return
     settings = read_config(config, overrides, preset=preset)
     if explain:
         from .explain import show_explanation
 
-        show_explanation(settings, Show(as_json))
+        show_explanation(settings, show)
+        return
+    if engine == "ray":
+        from ..training.on_ray import train_on_ray
+
+        path = train_on_ray(settings, workers)
+        show.result(str(path), event="model", path=str(path))
         return
 
     from ..training.watch import session
 
-    show = Show(as_json)
     with show.bar() as progress, session(settings) as here:
         first = progress.add_task("preparing", total=None, note="")
         for done, total in here.prepare():

@@ -27,7 +27,7 @@ from ..errors import MezzotintError, UsageError
 from . import a1111, a1111_lists, native, openai
 from .guard import Guard
 from .http import Asking, Refused, Serving, explained, told
-from .service import Service
+from .service import Painter, Service, here
 from .settings import Settings
 
 WEB = Path(__file__).parent / "web"
@@ -121,9 +121,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, painter: Painter = here) -> None:
     """Serve until told to stop. Raises UsageError for a wider address without a key."""
-    service = Service(settings)
+    service = Service(settings, painter=painter)
     if not settings.local and not service.keys.any:
         service.store.close()
         raise UsageError(

@@ -16,7 +16,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from ..diffusion.samplers import METHODS
 from ..errors import MezzotintError
 from ..formats.image import encode_image, encode_plain
-from ..pipeline import Picture, Pipeline, Progress
+from ..pipeline import Event, Picture, Pipeline, Progress
 from ..request import Request, Settled
 from .admission import kept, read, reread, settled
 from .audit import Audit
@@ -45,6 +45,15 @@ TICK = 0.5  # seconds between looks at deadlines
 PACE = 0.03  # seconds of one evaluation of the net, until it was measured
 
 
+# (model's name, the model, request, whether somebody watches) -> the events of drawing it
+Painter = Callable[[str, Pipeline, Settled, bool], Iterator[Event]]
+
+
+def here(model: str, pipeline: Pipeline, request: Settled, watched: bool) -> Iterator[Event]:
+    """Drawn by this process."""
+    return pipeline.generate(request)
+
+
 class Unavailable(MezzotintError):
     """The service is about to stop."""
 
@@ -52,8 +61,8 @@ class Unavailable(MezzotintError):
 class Service:
     """One process's worth of service. `start`, then `submit`; `stop` in the end."""
 
-    def __init__(self, settings: Settings, safety: Safety | None = None) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, safety: Safety | None = None, painter: Painter = here) -> None:
+        self.settings, self.painter = settings, painter
         self.store = Store(settings.data)
         self.keys = Keys(self.store)
         self.audit = Audit(settings.data / "audit.jsonl")
@@ -369,7 +378,7 @@ class Service:
         request = asked.model_copy(update={"seed": asked.seed + piece.number, "num_images": 1})
         begun, shown = time.monotonic(), 0
         with self.models.use(live.job.model) as pipeline, self.lane.member():
-            for event in pipeline.generate(request):
+            for event in self.painter(live.job.model, pipeline, request, bool(live.watchers)):
                 if self._stopping:
                     raise Stopped
                 if live.stopped:
