@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from kinds import DDIM, EULER, saved
+from kinds import DDIM, EULER, saved, text
 from mezzotint.compat import diffusers as ours
+from mezzotint.diffusion.noise import INITIAL
 from mezzotint.errors import MezzotintError, UsageError
 
-# Pictures are begun from with DDIM: half way in, diffusers' PNDM takes its second step for one at another level.
+# Inpainting is begun from with DDIM: half way in, diffusers' PNDM is wrong (see test_compat_pndm.py).
 PROMPT, NEGATIVE = "a red apple", "two CATS"
 
 
@@ -43,7 +44,7 @@ def test_the_snippet(made):
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_attention_slicing()
     fields = {"num_inference_steps": 6, "guidance_scale": 7.5, "num_images_per_prompt": 2}
-    prompts = [PROMPT, "(two) [green] cats"]  # signs that mean nothing there
+    prompts = [PROMPT, "(two) [green] AND"]  # signs that mean nothing there
     got = pipe(prompts, negative_prompt=NEGATIVE, generator=seeded(), **fields).images
     expected = theirs(prompts, negative_prompt=[NEGATIVE] * 2, generator=seeded(), **fields).images
     assert len(got) == 4
@@ -96,17 +97,84 @@ def test_xl(made, negative):
     )
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl-refiner"])
-def test_image_to_image(made, kind):
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_an_earlier_layer(made, tmp_path, kind):
+    """diffusers counts from the layer that the model hears, and leaves the negative prompt where it is."""
+    _, theirs = made(kind)
+    torch.manual_seed(1)
+    texts = {"text_encoder": text(theirs.tokenizer, 64, layers=3)}
+    if kind == "sdxl":
+        texts["text_encoder_2"] = text(theirs.tokenizer_2, 128, layers=3, act="gelu", projected=True)
+    theirs = type(theirs)(**(theirs.components | texts))
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(tmp_path / kind)
+    if not hasattr(
+        theirs.text_encoder, "text_model"
+    ):  # where diffusers 0.42 looks, and transformers 5.6 has nothing
+        object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)
+    pipe = getattr(ours, type(theirs).__name__).from_pretrained(tmp_path / kind)
+    fields = {"num_inference_steps": 3, "negative_prompt": NEGATIVE}
+    pictures = []
+    for skip in (None, 0, 1):
+        expected = theirs(PROMPT, generator=seeded(), clip_skip=skip, **fields).images[0]
+        pictures.append(pipe(PROMPT, generator=seeded(), clip_skip=skip, **fields).images[0])
+        assert differ(pictures[-1], expected) <= 1
+    assert differ(pictures[0], pictures[1]) == 0
+    assert differ(pictures[0], pictures[2]) > 1
+    # in A1111's count, for both prompts
+    native = pipe.pipeline
+    pooled = {}
+    if kind == "sd1":
+        states = {name: theirs.encode_prompt(each, "cpu", 1, False, clip_skip=1)[0]
+                  for name, each in (("prompt_embeds", PROMPT), ("negative_prompt_embeds", NEGATIVE))}  # fmt: skip
+    else:
+        both = [
+            theirs.encode_prompt(each, clip_skip=1, do_classifier_free_guidance=False)
+            for each in (PROMPT, NEGATIVE)
+        ]
+        states = {"prompt_embeds": both[0][0], "negative_prompt_embeds": both[1][0]}
+        pooled = {"pooled_prompt_embeds": both[0][2], "negative_pooled_prompt_embeds": both[1][2]}
+    latents = native.draws([4], (4, 8, 8))(INITIAL)
+    expected = theirs(latents=latents, num_inference_steps=3, guidance_scale=5.0, **states, **pooled).images[
+        0
+    ]
+    layer = 2 if kind == "sd1" else 3
+    got = native(
+        PROMPT, negative_prompt=NEGATIVE, seed=4, clip_skip=layer, num_inference_steps=3, guidance_scale=5.0
+    )[0]
+    assert differ(got, expected) <= 1
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_states_in_the_place_of_texts(made, kind):
+    folder, theirs = made(kind)
+    pipe = getattr(ours, type(theirs).__name__).from_pretrained(folder)
+    torch.manual_seed(2)
+    states = {"prompt_embeds": torch.randn(2, 12, 64 if kind == "sd1" else 192)}
+    fields = {"num_inference_steps": 3, "num_images_per_prompt": 2}
+    if kind == "sdxl":
+        states["pooled_prompt_embeds"] = torch.randn(2, 128)
+    for _ in range(2):
+        expected = theirs(generator=seeded(), **states, **fields).images
+        got = pipe(generator=seeded(), **states, **fields).images
+        assert len(got) == 4
+        assert max(map(differ, got, expected)) <= 1
+        states |= {f"negative_{name}": torch.randn_like(each) for name, each in states.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("sd1", 0.6), ("sd1", 0.9), ("sd1", 1.0), ("sdxl-refiner", 0.6)]
+)
+def test_image_to_image(made, kind, strength):
+    """With the scheduler of its folder: SD 1's is PNDM."""
     from PIL import Image
 
     folder, theirs = made(kind)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
-    cls, fields = ours.StableDiffusionImg2ImgPipeline, {"num_inference_steps": 8, "strength": 0.6}
+    cls, fields = ours.StableDiffusionImg2ImgPipeline, {"num_inference_steps": 8, "strength": strength}
     if kind == "sd1":
         theirs = diffusers.StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
         theirs.set_progress_bar_config(disable=True)
-        theirs.scheduler = DDIM
     else:
         cls, fields = ours.StableDiffusionXLImg2ImgPipeline, fields | {"aesthetic_score": 7.0}
     expected = theirs(PROMPT, image=image, generator=seeded(), **fields).images[0]
@@ -170,7 +238,16 @@ def test_what_is_refused(made):
     load = ours.StableDiffusionPipeline.from_pretrained
     pipe = load(folder)
     for says, wrong in {
-        "takes no prompt_embeds here": lambda: pipe(PROMPT, prompt_embeds=torch.zeros(1)),
+        "takes no ip_adapter_image here": lambda: pipe(PROMPT, ip_adapter_image=torch.zeros(1)),
+        "is 'a red apple', and states are given": lambda: pipe(PROMPT, prompt_embeds=torch.zeros(1, 12, 64)),
+        "2 rows for 1 prompts": lambda: pipe(PROMPT, negative_prompt_embeds=torch.zeros(2, 12, 64)),
+        r"prompt_embeds is \[12, 63\]; this model hears \[1, L, 64\]": lambda: pipe(
+            prompt_embeds=torch.zeros(1, 12, 63)
+        ),
+        "takes states alone, no vector": lambda: pipe(
+            prompt_embeds=torch.zeros(1, 12, 64), pooled_prompt_embeds=torch.zeros(1, 64)
+        ),
+        "clip_skip .* is 3; the text encoder of this model has 2 layers": lambda: pipe(PROMPT, clip_skip=2),
         "3 generators for 1 pictures": lambda: pipe(PROMPT, generator=[seeded()] * 3),
         "2 negative prompts for 1 prompts": lambda: pipe(PROMPT, negative_prompt=["a", "b"]),
         "unknown output_type 'pill'; did you mean 'pil'": lambda: pipe(

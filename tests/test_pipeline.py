@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from mezzotint import Pipeline, Request
 from mezzotint.diffusion.noise import INITIAL, image_noise
 from mezzotint.diffusion.process import VariancePreserving
 from mezzotint.errors import MezzotintError, UsageError
+from mezzotint.formats.image import to_image
 from mezzotint.formats.scheduler import Plan
 from mezzotint.pipeline import Picture, Progress
 from mezzotint.tasks import TASKS
-from mezzotint.tasks.problem import solve
+from mezzotint.tasks.problem import levels, pure_noise, solve
 from tiny import LENGTH, STEPS, tiny_checkpoint, write_tiny
 
 
@@ -76,7 +78,7 @@ def test_what_is_left_open_is_chosen_and_told(pipeline, folder):
     assert (recipe["width"], recipe["height"]) == (16, 16)
     assert recipe["model"] == "tiny"
     assert recipe["seed"] != pictures(pipeline)[0].recipe["seed"]
-    assert None not in {recipe[key] for key in recipe if key != "eta"}
+    assert None not in {recipe[key] for key in recipe if key not in ("eta", "clip_skip")}
 
 
 def test_prompt_negative_prompt_and_guidance_have_effect(pipeline):
@@ -220,6 +222,61 @@ def test_negative_prompts_change_too_and_the_last_step_hears_the_last_word(pipel
     assert same(drawn(prompt="[cats:apple:4]"), drawn(prompt="cats"))
     assert not same(drawn(prompt="[cats:apple:3]"), drawn(prompt="cats"))
     assert same(drawn(prompt="[cats:apple:0]"), drawn(prompt="apple"))
+
+
+def by_hand(pipeline, parts, negative, scale, seed):
+    """DDIM in terms of eps: eps0 + scale * sum of w (eps - eps0) (Liu et al. 2022, eq. 11)."""
+    sigmas = levels(pipeline, pipeline.settle(Request(sampler="ddim")))
+    x = pure_noise(lambda _: image_noise(seed, INITIAL, (4, 8, 8))[None], float(sigmas[0]))
+    with torch.inference_mode():
+        for s, t in pairwise(sigmas.tolist()):
+            one = torch.tensor([s])
+            eps = {
+                text: (x - pipeline.denoiser(x, one, pipeline.encoder(text))) / s
+                for text in {*parts, negative}
+            }
+            total = eps[negative] + scale * sum(w * (eps[text] - eps[negative]) for text, w in parts.items())
+            x = x + (t - s) * total
+        return to_image(pipeline.codec.decode(x)[0])
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+def test_several_prompts_at_once(pipeline, scale):
+    fields = {
+        "prompt": "a red apple :1.2 AND two green cats:0.5",
+        "negative_prompt": "cats",
+        "guidance_scale": scale,
+    }
+    drawn = pictures(pipeline, **fields, seed=5, num_images=4, sampler="ddim")
+    expected = by_hand(pipeline, {"a red apple": 1.2, "two green cats": 0.5}, "cats", scale, 6)
+    assert abs(np.asarray(drawn[1].image).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    assert all(
+        same(one, pictures(pipeline, **fields, seed=5 + i, sampler="ddim")[0]) for i, one in enumerate(drawn)
+    )
+    assert not same(
+        drawn[0], pictures(pipeline, **(fields | {"prompt": "a red apple"}), seed=5, sampler="ddim")[0]
+    )
+    assert pictures(pipeline, **Request.of_recipe(drawn[0].recipe).model_dump())[0].recipe == drawn[0].recipe
+
+
+def test_each_of_several_prompts_may_change_over_the_steps_and_be_of_any_length(pipeline):
+    fields = {"negative_prompt": "cats", "seed": 5, "sampler": "ddim"}
+    changing = pictures(pipeline, prompt=f"[apple:cats:2] AND {'red ' * LENGTH}", **fields)[0]
+    before, after = (
+        pictures(pipeline, prompt=f"{word} AND {'red ' * LENGTH}", **fields)[0] for word in ("apple", "cats")
+    )
+    assert not same(before, after)
+    assert not any(same(changing, other) for other in (before, after))
+    late = pictures(pipeline, prompt=f"[apple:cats:{STEPS}] AND {'red ' * LENGTH}", **fields)[0]
+    assert same(late, before)
+    partly = pictures(pipeline, prompt="apple AND cats", guidance_start=0.5, guidance_rescale=0.7, **fields)[
+        0
+    ]
+    assert not same(partly, pictures(pipeline, prompt="apple AND cats", **fields)[0])
+    with pytest.raises(UsageError, match="interpolate takes prompts that say one thing at a time"):
+        pictures(pipeline, task="interpolate", prompt="apple AND cats", prompt_to="cats", seed=1)
+    with pytest.raises(UsageError, match="the prompt has 9 parts with AND; at most 8"):
+        pictures(pipeline, prompt="apple" + " AND apple" * 8)
 
 
 def test_models_that_are_not_there(tmp_path, folder):

@@ -7,7 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mezzotint.errors import UsageError
-from mezzotint.prompt import Cycle, Run, Script, Switch, escape, plain, spell, tags, weigh
+from mezzotint.prompt import (
+    Conjunct,
+    Cycle,
+    Run,
+    Script,
+    Switch,
+    conjuncts,
+    escape,
+    plain,
+    spell,
+    tags,
+    texts_of,
+    weigh,
+)
 
 SOUP = st.text(alphabet="ab ,()[]:|\\.135<>BREAK", max_size=40)
 
@@ -71,6 +84,32 @@ def test_escaped_text_says_itself_and_nothing_else(text):
     assert script.constant
     assert str(script) == escape(text)
     assert tags(escape(text)) == (escape(text), ())
+    assert conjuncts(escape(text)) == (Conjunct(escape(text), 1.0),)
+
+
+# --- several at once ---
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a cat", [("a cat", 1)]),
+        ("a cat :1.2", [("a cat :1.2", 1)]),  # a colon without an AND is a colon
+        ("cat :1.2 AND dog :0.8", [("cat", 1.2), ("dog", 0.8)]),
+        ("cat AND dog:-.5 AND bird", [("cat", 1), ("dog", -0.5), ("bird", 1)]),
+        ("(cat:1.2) AND [dog:bird:0.5]", [("(cat:1.2)", 1), ("[dog:bird:0.5]", 1)]),
+        ("a: b AND\nc: 2 ", [("a: b", 1), ("c", 2)]),
+        ("SAND and HAND", [("SAND and HAND", 1)]),
+        (r"this \AND that", [(r"this \AND that", 1)]),
+        ("AND", [("", 1), ("", 1)]),
+    ],
+)
+def test_and_parts_a_prompt(text, parts):
+    assert [(part.text, part.weight) for part in conjuncts(text)] == parts
+
+
+def test_what_several_say_at_all_steps():
+    assert texts_of("[cat:dog:1] AND (bird:2) :0.5", 2) == {"cat", "dog", "(bird:2)"}
 
 
 # --- switches and cycles ---

@@ -155,6 +155,26 @@ def test_two_towers_stand_side_by_side(tokenizer):
             torch.testing.assert_close(cond.pooled, their_large(first).text_embeds, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_an_earlier_layer_is_normalised_as_the_last_one(single, tokenizer, layer):
+    ours, theirs = single
+    ids = torch.tensor([tokenizer.encode("a red apple").ids])
+    with torch.no_grad():
+        hidden = theirs(ids, output_hidden_states=True).hidden_states[-layer]
+        norm = theirs.get_submodule(
+            "final_layer_norm" if hasattr(theirs, "final_layer_norm") else "text_model.final_layer_norm"
+        )
+        expected = norm(hidden)
+    heard = ours.heard_at(layer)
+    torch.testing.assert_close(heard("a red apple").text, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(heard.heard_at(1)("a red apple").text, ours("a red apple").text)
+    assert torch.equal(heard.null("").text, heard("").text)
+    with pytest.raises(
+        UsageError, match=f"clip_skip .* is {layer + 2}; the text encoder of this model has 2 layers"
+    ):
+        ours.heard_at(layer + 2)
+
+
 def test_where_states_have_no_mean_weights_are_all(tokenizer):
     torch.manual_seed(0)
     net, _ = pair(tokenizer, seed=4, width=16)

@@ -19,6 +19,7 @@ from .errors import UsageError
 from .formats.image import to_image, to_tensor
 from .nets.blocks import Attentive, Place, attend
 from .pipeline import Picture, Pipeline
+from .prompt import conjuncts
 from .request import Request
 from .text import TextEncoder
 
@@ -48,7 +49,7 @@ def heat_maps(pipeline: Pipeline, request: Request) -> tuple[Picture, dict[str, 
 
 def spelled(pipeline: Pipeline, prompt: str) -> dict[str, tuple[int, ...]]:
     """The words of a plain prompt and at which of the text encoder's positions each stands; none of a long one."""
-    if not isinstance(pipeline.encoder, TextEncoder):
+    if not isinstance(pipeline.encoder, TextEncoder) or len(conjuncts(prompt)) > 1:
         return {}
     tokenizer, chunks = pipeline.encoder.tokenizer, pipeline.encoder.chunks(prompt)
     found: dict[str, tuple[int, ...]] = {}

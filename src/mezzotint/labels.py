@@ -45,3 +45,9 @@ class LabelEncoder:
     def null(self, text: str) -> Cond:
         """What guidance steers away from."""
         return self(text)
+
+    def heard_at(self, layer: int) -> LabelEncoder:
+        """Raises UsageError: there are no layers."""
+        raise UsageError(
+            f"clip_skip (--clip-skip) is {layer}, and this model reads no text that layers could be skipped of"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,16 +42,25 @@ from .memory import fitting
 from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .precision import chosen, name_of
-from .prompt import Script, tags
-from .request import Request, Settled
+from .prompt import conjuncts, tags, texts_of
+from .request import Request, Settled, replayable
 from .tasks import TASKS
 from .tasks.canvas import area
-from .tasks.problem import prepared, solve
+from .tasks.problem import Problem, itself, prepared, solve
 from .text import Encoder, TextEncoder
+from .told import Told, sha256_of, told
 from .wardrobe import Wardrobe
 
 TOGETHER = 8  # pictures at most that are drawn at a time
 SMALL = 8192  # elements per channel that a batch may have on a processor: beyond, it costs memory and gains nothing
+STATES = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)  # what may be given to Python's callers in the place of texts
+SEVERAL = {"prompt_to", "source_prompt"}  # fields of tasks that hear other texts than the prompt
+MOST_PARTS = 8  # of a prompt with AND: each costs an evaluation of the net at every step
 LARGEST = 8  # times the size that the model was made for, in width and in height
 FRESH_SEEDS = 2**32  # short enough to be typed again
 
@@ -108,6 +117,10 @@ class Pipeline:
     engine: str = "torch"  # who computes the denoiser's net; one of `engine.ENGINES`
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
     draws: Draws = field(default=batch_noise, repr=False)  # seeds of pictures -> their noise
+    restated: Callable[[Problem], Problem] = field(
+        default=itself, repr=False
+    )  # what is made of a task's problem
+    states: Mapping[str, str] = field(default_factory=dict)  # of texts, given by `hearing`: name -> SHA-256
 
     @classmethod
     def load(
@@ -214,8 +227,8 @@ class Pipeline:
         """Whether a batch is held to the last bit: on processors, in float32."""
         return self.device.type == "cpu" and self.precision == "float32"
 
-    def __call__(self, prompt: str, **fields: Any) -> list[Image.Image]:
-        """The pictures of a prompt; `fields` are those of `Request`. Raises as `generate` does."""
+    def __call__(self, prompt: str = "", **fields: Any) -> list[Image.Image]:
+        """The pictures of a prompt; `fields`: those of `Request` and of `hearing`. Raises as `generate` does."""
         return self._images({"prompt": prompt} | fields)
 
     def __getattr__(self, task: str) -> Callable[..., list[Image.Image]]:
@@ -232,7 +245,39 @@ class Pipeline:
         return images
 
     def _images(self, fields: dict[str, Any]) -> list[Image.Image]:
-        return [event.image for event in self.generate(Request.parse(fields)) if isinstance(event, Picture)]
+        given = {name: fields.pop(name) for name in STATES if name in fields}
+        pipeline = self.hearing(**given) if given else self
+        return [
+            event.image for event in pipeline.generate(Request.parse(fields)) if isinstance(event, Picture)
+        ]
+
+    def hearing(
+        self,
+        *,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+    ) -> Pipeline:
+        """The pipeline with states of text in the place of the prompt, of the negative prompt, or of both.
+
+        States [L, D] or [1, L, D], D as the model's own; pooled [P] or [1, P] where it takes that (SDXL). What is not
+        given is encoded as ever. Raises UsageError for what the model cannot hear.
+        """
+        given = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        own = self.encoder if isinstance(self.encoder, Told) else Told(self.encoder)
+        prompt = told(own.encoder, prompt_embeds, pooled_prompt_embeds, what="prompt_embeds")
+        negative = told(
+            own.encoder, negative_prompt_embeds, negative_pooled_prompt_embeds, what="negative_prompt_embeds"
+        )
+        known = {name: sha256_of(states) for name, states in given.items() if states is not None}
+        encoder = replace(own, prompt=prompt or own.prompt, negative=negative or own.negative)
+        return replace(self, encoder=encoder, states={**self.states, **known})
 
     def settle(self, request: Request, *, files: bool = True) -> Settled:
         """The request with nothing left open. Raises UsageError for what this model cannot do.
@@ -246,7 +291,7 @@ class Pipeline:
             task.check(request)
         chosen = dict(request)
         if task.inherits and request.image is not None:
-            own = request.image.recipe
+            own = replayable(request.image.recipe)
             chosen |= {name: own[name] for name in self._inherited(request) if name in own}
         open_ones = self.defaults.fields() | dict(task.heeds) | self._size(request)
         chosen |= {name: value for name, value in open_ones.items() if chosen[name] is None}
@@ -264,6 +309,8 @@ class Pipeline:
             if name not in known:
                 raise unknown(kind, name, known)
         self._check_size(settled)
+        if self.states and SEVERAL & {*task.fields}:
+            raise UsageError(f"{request.task} hears several texts, and states are given in the place of one")
         encoder = self.wearing(settled).encoder
         for prompt, what in (
             (settled.prompt, "prompt"),
@@ -274,19 +321,33 @@ class Pipeline:
                 raise UsageError(
                     f"the {what} has a LoRA tag; LoRAs stand in the prompt, for the whole picture"
                 )
-            for text in set(Script.read(prompt).texts(settled.num_inference_steps)):
+            if len(conjuncts(prompt)) > MOST_PARTS:
+                raise UsageError(
+                    f"the {what} has {len(conjuncts(prompt))} parts with AND; at most {MOST_PARTS} can be"
+                )
+            for text in texts_of(prompt, settled.num_inference_steps):
                 encoder.check(text, what=what)
         return settled
 
     def wearing(self, request: Settled) -> Pipeline:
-        """The pipeline with the LoRAs on that a request asks for, and knowing its words; this one is not changed.
+        """The pipeline with the LoRAs on that a request asks for, knowing its words, and hearing the layer that it asks
+        for; this one is not changed.
 
-        Raises MezzotintError for a file that is damaged or made for another kind of model.
+        Raises MezzotintError for a file that is damaged or made for another kind of model, UsageError for a layer that
+        the text encoder lacks.
         """
-        if not request.loras and not request.embeddings:
-            return self
-        worn = self.wardrobe.wear(request.loras, request.embeddings)
-        return replace(self, denoiser=replace(self.denoiser, net=self.share(worn.net)), encoder=worn.encoder)
+        dressed = self
+        if request.loras or request.embeddings:
+            worn = self.wardrobe.wear(request.loras, request.embeddings)
+            encoder = worn.encoder
+            if isinstance(self.encoder, Told):
+                encoder = replace(self.encoder, encoder=encoder)
+            dressed = replace(
+                self, denoiser=replace(self.denoiser, net=self.share(worn.net)), encoder=encoder
+            )
+        if request.clip_skip is None:
+            return dressed
+        return replace(dressed, encoder=dressed.encoder.heard_at(request.clip_skip))
 
     def _inherited(self, request: Request) -> list[str]:
         """The fields that a task may take from the recipe of its picture: those that were not given."""
@@ -325,7 +386,7 @@ class Pipeline:
     def _draw(self, request: Settled, first: int) -> Iterator[Event]:
         """The pictures of a settled request, drawn together; `first` is the number of the first."""
         dressed = self.wearing(request)
-        problem = TASKS[request.task].state(dressed, request)
+        problem = self.restated(TASKS[request.task].state(dressed, request))
         problem = problem._replace(cond=prepared(dressed, problem.cond))
         knobs = dict(self.plan.sampler_knobs) if request.sampler == self.plan.sampler else {}
         if request.eta is not None:
@@ -387,6 +448,8 @@ class Pipeline:
             "device": self.device.type,
             "precision": self.precision,
             "engine": self.engine,
+            **({"lora_hashes": self.wardrobe.short_hashes(request.loras)} if request.loras else {}),
+            **({"states": dict(self.states)} if self.states else {}),
         }
 
     def shape(self, request: Settled) -> tuple[int, int, int]:

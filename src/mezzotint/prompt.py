@@ -2,11 +2,12 @@
 
     (word) x 1.1    [word] / 1.1    (word:1.3) x 1.3    \\( \\) \\[ \\] \\\\ the sign itself    BREAK a new chunk
     [a:b:0.25] a, then b after a quarter of the steps (10 without a point: after ten)    [a|b] a and b in turn
-    <lora:name:0.8> the LoRA of that name, at that weight
+    <lora:name:0.8> the LoRA of that name, at that weight    cat AND dog :0.5 both at once, the dog half as much
 
-It is read in three passes, as there: tags are taken out of a prompt (`tags`), what changes over the steps gives a text
-for each step (`Script`), and brackets that are left are weights (`weigh`). No prompt is wrong: what has no partner or
-no meaning stands for itself, and a bracket that is never closed reaches to the end.
+It is read in passes, as there: tags are taken out of a prompt (`tags`), it is parted at each AND (`conjuncts`), what
+changes over the steps gives a text for each step (`Script`), and brackets that are left are weights (`weigh`). No
+prompt is wrong: what has no partner or no meaning stands for itself, and a bracket that is never closed reaches to
+the end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _WHEN = re.compile(rf"\s*({_NUMBER}(?:[eE][+-]?\d+)?)\s*")
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _PIECE = re.compile(rf"\\(.?)|([(\[])|:\s*({_NUMBER})\s*\)|([)\]])|[^\\()\[\]:]+|:", re.DOTALL)
+_AND = re.compile(r"(?<!\\)\bAND\b")
+_SHARE = re.compile(rf"(.*?)\s*:\s*({_NUMBER})\s*", re.DOTALL)
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _PLAIN = re.compile(r"(?:[^\\()\[\]:|]|\\.)+", re.DOTALL)
 _SIGNS = re.compile(r"[\\()\[\]]")
@@ -73,6 +76,38 @@ def tags(text: str) -> tuple[str, tuple[Tag, ...]]:
 
     rest = _TAG.sub(taken, text)
     return (rest.strip() if found else text), tuple(found)
+
+
+# --- several at once ---
+
+
+class Conjunct(NamedTuple):
+    """One of the prompts that a picture is to answer to at once, and how much it counts among them."""
+
+    text: str
+    weight: float
+
+
+def conjuncts(text: str) -> tuple[Conjunct, ...]:
+    """The prompts between ANDs, weighed by the number behind a colon at the end of each; one where there is no AND.
+
+    Without an AND the text stays as it is: a colon at its end is then a colon.
+    """
+    parts = _AND.split(text)
+    if len(parts) == 1:
+        return (Conjunct(text, 1.0),)
+    found = []
+    for part in parts:
+        weighed = _SHARE.fullmatch(part)
+        found.append(
+            Conjunct(weighed[1].strip(), float(weighed[2])) if weighed else Conjunct(part.strip(), 1.0)
+        )
+    return tuple(found)
+
+
+def texts_of(prompt: str, steps: int) -> set[str]:
+    """All that a prompt says at any step."""
+    return {text for part in conjuncts(prompt) for text in Script.read(part.text).texts(steps)}
 
 
 # --- what changes over the steps ---
@@ -296,4 +331,4 @@ def plain(text: str, steps: int) -> set[str]:
 def escape(text: str) -> str:
     """A prompt that says `text` and nothing else, whatever signs are in it."""
     signs = _SIGNS.sub(lambda sign: "\\" + sign[0], text)
-    return re.sub(r"\bBREAK\b", r"\\BREAK", re.sub(r"<(?=\w+:)", r"<\\", signs))
+    return re.sub(r"\b(BREAK|AND)\b", r"\\\1", re.sub(r"<(?=\w+:)", r"<\\", signs))

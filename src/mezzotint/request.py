@@ -52,6 +52,16 @@ class Request(BaseModel):
         Flag("--embedding"),
         Field(description="words learnt by textual inversion, by name or path; may be given more than once"),
     ] = ()
+    clip_skip: Annotated[
+        int | None,
+        Flag("--clip-skip"),
+        Field(
+            ge=1,
+            le=100,
+            description="which of the text encoder's layers is heard, counted from the end: 1 the last, 2 the one "
+            "before it; the model's own if not given",
+        ),
+    ] = None
     num_images: Annotated[
         int, Flag("--num", "-n"), Field(ge=1, description="pictures of each prompt; number i has seed + i")
     ] = 1
@@ -236,11 +246,12 @@ class Request(BaseModel):
     @classmethod
     def of_recipe(cls, recipe: Mapping[str, Any]) -> Request:
         """The request that makes the one picture that carries `recipe`; raises UsageError as `parse` does."""
-        return cls.parse({key: value for key, value in recipe.items() if key in cls.model_fields})
+        fields = replayable(recipe)
+        return cls.parse({key: value for key, value in fields.items() if key in cls.model_fields})
 
 
 class Settled(Request):
-    """A request that leaves nothing open but `eta`, whose default is each sampler's own."""
+    """A request that leaves nothing open but `eta` and `clip_skip`, of which samplers and models have their own."""
 
     seed: int
     num_inference_steps: int
@@ -251,6 +262,15 @@ class Settled(Request):
     height: int
     original_width: int
     original_height: int
+
+
+def replayable(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`recipe`, if all is in it that makes its picture again; UsageError if something else was given."""
+    if recipe.get("states"):
+        raise UsageError(
+            "the picture was drawn from states of text given in Python, which no recipe holds; give them again"
+        )
+    return recipe
 
 
 PICTURES = frozenset(  # the fields that are pictures

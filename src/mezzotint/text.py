@@ -9,11 +9,13 @@ states do not depend on what else is asked for.
 A word that was learnt by textual inversion stands for vectors of its own, which are ids beyond the vocabulary here.
 
 Stable Diffusion 1 and 2 look at the encoder's last states. SDXL looks at the states before the last layer, of both its
-encoders side by side, and is told the second's vector of the first chunk (Podell et al. 2023, section 2).
+encoders side by side, and is told the second's vector of the first chunk (Podell et al. 2023, section 2). Models may
+have been trained on an earlier layer ("clip skip"): it is normalised as the last one is, where the model does that.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -57,6 +59,9 @@ class Encoder(Protocol):
     def null(self, text: str) -> Cond:
         """What guidance steers away from."""
 
+    def heard_at(self, layer: int) -> Encoder:
+        """The same, heard at another of its layers, 1 being the last. Raises UsageError if there is none such."""
+
 
 Chunk = tuple[Token, ...]  # at most `capacity` of them
 
@@ -79,6 +84,7 @@ class TextEncoder:
         """
         self.encoders, self.device = tuple(encoders), device
         self.pooled, self.zeros_for_empty = pooled, zeros_for_empty
+        self.layer = 2 if pooled else 1  # whose states are heard, counted from the end
         self.learnt = dict(learnt or {})
         for word, (vectors, *_) in self.learnt.items():
             if len(vectors) > self.capacity:
@@ -105,6 +111,20 @@ class TextEncoder:
         options = {"pooled": self.pooled, "zeros_for_empty": self.zeros_for_empty}
         return TextEncoder(encoders, self.device, **options, learnt=learnt)
 
+    def heard_at(self, layer: int) -> TextEncoder:
+        """The same, which remembers what this one does, heard at another layer: 1 is the last.
+
+        Raises UsageError for one that an encoder does not have.
+        """
+        layers = min(net.config.num_hidden_layers for net, _ in self.encoders)
+        if not 1 <= layer <= layers:
+            raise UsageError(
+                f"clip_skip (--clip-skip) is {layer}; the text encoder of this model has {layers} layers"
+            )
+        other = copy.copy(self)
+        other.layer = layer
+        return other
+
     def chunks(self, text: str, encoder: int = 0) -> list[Chunk]:
         """How an encoder reads a text; one chunk, of none, where it is empty."""
         *before, last = weigh(text)
@@ -128,14 +148,14 @@ class TextEncoder:
         `Cond.text` [1, chunks * L, D], and `Cond.pooled` [1, P] where the net takes that. Raises UsageError as
         `check` does.
         """
-        return self._states(text)
+        return self._states(text, self.layer)
 
     def null(self, text: str) -> Cond:
         """What guidance steers away from: `text`, or zeros where there is none and the model was made for that."""
         told = self(text)
         return told.map(torch.zeros_like) if self.zeros_for_empty and not text else told
 
-    def _encode(self, text: str) -> Cond:
+    def _encode(self, text: str, layer: int) -> Cond:
         self.check(text)
         texts, pooled = [], None
         with torch.inference_mode():
@@ -148,7 +168,9 @@ class TextEncoder:
                         [framed(tokenizer, [t.id for t in chunk])], device=self.device
                     )  # [1, L]
                     said = net(ids, rows)
-                    parts.append(_weighed(said.hidden[-2] if self.pooled else said.last, chunk))
+                    states = said.hidden[-layer]
+                    states = states if self.pooled else net.text_model.final_layer_norm(states)
+                    parts.append(_weighed(states, chunk))
                     pooled = said.pooled if i == 0 and self.pooled else pooled
                 texts.append(torch.cat(parts, dim=1))
             return Cond(text=torch.cat(texts, dim=-1), pooled=pooled)

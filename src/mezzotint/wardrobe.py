@@ -20,7 +20,7 @@ from .diffusion.types import Net
 from .errors import MezzotintError, UsageError
 from .extras import EmbeddingUse, Extra, LoraUse, find_extra
 from .formats.embedding import read_embedding
-from .formats.lora import aliases, read_lora
+from .formats.lora import aliases, read_lora, short_hash
 from .nets import UNet
 from .nets.lowrank import Change, changed
 from .text import Encoder, TextEncoder
@@ -57,7 +57,7 @@ class Wardrobe:
         self.texts = dict(zip(names, nets, strict=True))
         self.folders = tuple(map(Path, folders))
         self._kept: OrderedDict[tuple[Extra, ...], Worn] = OrderedDict()
-        self._hashes: dict[tuple[Path, int, int], str] = {}
+        self._hashes: dict[tuple[str, Path, int, int], str] = {}
         self._lock = threading.Lock()
 
     def settled(self, kind: str, extras: Sequence[E]) -> tuple[E, ...]:
@@ -110,16 +110,31 @@ class Wardrobe:
                     raise MezzotintError(f"{path}: {error}") from error
         return learnt
 
+    def short_hashes(self, loras: Sequence[LoraUse]) -> dict[str, str]:
+        """By title, what other programs know these by."""
+        return {
+            use.title: self._known(find_extra("LoRA", use.name, self.folders), short_hash) for use in loras
+        }
+
+    def _known(self, path: Path, of: Callable[[Path], str]) -> str:
+        """What a function says of a file, asked once for as long as it does not change."""
+        about = path.stat()
+        key = of.__name__, path, about.st_mtime_ns, about.st_size
+        if key not in self._hashes:
+            self._hashes[key] = of(path)
+        return self._hashes[key]
+
     def _hash(self, kind: str, extra: Extra) -> str:
         path = find_extra(kind, extra.name, self.folders)
-        about = path.stat()
-        key = path, about.st_mtime_ns, about.st_size
-        if key not in self._hashes:
-            with path.open("rb") as file:
-                self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        if extra.sha256 and extra.sha256 != self._hashes[key]:
+        found = self._known(path, _sha256)
+        if extra.sha256 and extra.sha256 != found:
             raise MezzotintError(
-                f"{path} is not the {kind} that the recipe means: its SHA-256 begins with {self._hashes[key][:10]}, "
+                f"{path} is not the {kind} that the recipe means: its SHA-256 begins with {found[:10]}, "
                 f"the recipe's with {extra.sha256[:10]}"
             )
-        return self._hashes[key]
+        return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import oracle
-from mezzotint.diffusion.guidance import autoguidance, cfg, interval, per_image, saying, staged
+from mezzotint.diffusion.guidance import autoguidance, cfg, composed, interval, per_image, saying, staged
 from mezzotint.diffusion.prediction import PREDICTIONS
 from mezzotint.diffusion.types import Cond
 
@@ -53,6 +53,26 @@ def test_cfg_is_its_equation_at_the_price_of_one_call(x, sigma, cond, scale):
     null = Cond(text=NULL.text.expand(3, -1, -1), concat=cond.concat)  # what null does not say stays
     weak, strong = model(x, sigma, null), model(x, sigma, cond)
     torch.testing.assert_close(got, weak + scale * (strong - weak))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_several_at_once_are_a_sum_of_their_noises(x, sigma, cond, scale):
+    """eps0 + scale * sum of w (eps - eps0) (Liu et al. 2022, eq. 11), of texts of unequal lengths, in one call."""
+    model, level = Recorder(), sigma[:, None, None, None]
+    texts = [(Cond(text=draw(1, length, 6, seed=length)), weight) for length, weight in ((5, 1.2), (5, -0.5))]
+
+    def eps(text):
+        told = Cond(text=text.expand(3, -1, -1), concat=cond.concat)
+        return (x - model(x, sigma, told)) / level
+
+    null = eps(NULL.text)
+    total = null + scale * sum(weight * (eps(part.text) - null) for part, weight in texts)
+    model.rows.clear()
+    got = composed(model, scale, texts, NULL)(x, sigma, cond)
+    assert model.rows == [9]
+    torch.testing.assert_close(got, x - level * total)
+    alone = composed(model, scale, [(cond._replace(concat=None), 1.0)], NULL, rescale=0.3)(x, sigma, cond)
+    torch.testing.assert_close(alone, cfg(model, scale, NULL, rescale=0.3)(x, sigma, cond))
 
 
 def test_cfg_of_a_null_for_each_row(x, sigma, cond):

@@ -81,6 +81,7 @@ KNOBS: list[tuple[str, dict, int]] = [
     ("deis", {"order": 4}, 4),
     ("lms", {"order": 3, "startup": "corrected"}, 3),
     ("lms", {"startup": "corrected"}, 4),
+    ("pndm", {"averaged": "v_prediction"}, 1),  # as diffusers has it of nets that predict v
     ("unipc", {"lower_order_final": False}, 3),
     ("unipc", {"order": 3, "lower_order_final": False}, 3),
     ("unipc", {"disable_corrector": range(1000)}, 2),

@@ -179,6 +179,22 @@ def test_pndm(n: int) -> None:
     )
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 10])
+def test_pndm_of_v_averages_what_the_net_answers(n: int) -> None:
+    knobs = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
+    made = scheduler("PNDMScheduler", n, prediction_type="v_prediction", **knobs)
+    levels = levels_by_timestep(made, made.timesteps.unique().flip(0), made.final_alpha_cumprod)
+    x = levels[0] * EPS[-1]
+    z = x / (1 + levels[0] ** 2).sqrt()
+    for t in made.timesteps:
+        a, s = made.alphas_cumprod[t].sqrt(), (1 - made.alphas_cumprod[t]).sqrt()
+        v = a * eps_of(z / a, s / a) - s * TARGET.denoise(z / a, s / a)
+        z = made.step(v, t, z).prev_sample
+    mine = ours(partial(SAMPLERS["pndm"], averaged="v_prediction"), levels, x)
+    assert len(mine) == n
+    torch.testing.assert_close(mine[-1].x / (1 + levels[-1] ** 2).sqrt(), z, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("n", [1, 4, 8])
 def test_lcm(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     made = scheduler("LCMScheduler", n)

@@ -38,6 +38,26 @@ def test_txt2img(api, model):
     assert np.array_equal(np.asarray(told.images[1]), np.asarray(alone))
 
 
+def test_clip_skip(api, model):
+    fields = {"prompt": "a red apple", "seed": 4, "width": 16, "height": 16}
+    pictures = []
+    for layer in (1, 2):
+        told = api.txt2img(**fields, override_settings={"CLIP_stop_at_last_layers": layer})
+        assert told.info["clip_skip"] == layer
+        assert parse_infotext(told.info["infotexts"][0]).get("clip_skip") == (None if layer == 1 else 2)
+        pictures.append(np.asarray(told.image))
+    assert not np.array_equal(*pictures)
+    alone = Pipeline.load(model, device="cpu")(
+        "a red apple",
+        seed=4,
+        clip_skip=2,
+        sampler="euler_ancestral",
+        num_inference_steps=6,
+        guidance_scale=7.0,
+    )
+    assert np.array_equal(pictures[1], np.asarray(alone[0]))
+
+
 def test_img2img(api, model):
     given = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
     told = api.img2img(
@@ -121,7 +141,12 @@ def test_progress_and_interrupt(api):
         ({"sampler_name": "Euler b"}, "unknown sampler 'Euler b'; did you mean 'Euler"),
         ({"width": 17}, "not a multiple"),
         ({"no_such_field": 1}, "unknown field 'no_such_field'"),
-        ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "override_settings"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "CLIP_stop_at_last_layers is 0"),
+        (
+            {"override_settings": {"CLIP_stop_at_last_layers": 9}},
+            "clip_skip (--clip-skip) is 9; the text encoder",
+        ),
+        ({"override_settings": {"eta_noise_seed_delta": 2}}, "'eta_noise_seed_delta' cannot be set here"),
         ({"override_settings": {"sd_model_checkpoint": "/etc/passwd"}}, "unknown model"),
         ({"steps": "many"}, "num_inference_steps"),
     ],

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..catalog import find_model
 from ..codec import Codec, Latents
+from ..diffusion.grids import sigma_grid
 from ..diffusion.noise import INITIAL
 from ..diffusion.types import Noise
 from ..errors import UsageError, unknown
@@ -36,6 +37,10 @@ from ..formats.scheduler import NAMES, Plan, from_config, to_config
 from ..pipeline import Picture, Pipeline
 from ..prompt import escape
 from ..request import Request
+from ..tasks.problem import Problem
+from ..text import TextEncoder
+from ..told import Told
+from .pndm import begun_midway
 
 NO_EFFECT = (  # memory is not spent on these here, or nobody looks
     "enable_attention_slicing",
@@ -197,10 +202,28 @@ class StableDiffusionPipeline:
         output_type: str = "pil",
         return_dict: bool = True,
         guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
         **others: Any,
     ) -> Any:
-        """The pictures of each prompt, `num_images_per_prompt` of it one after the other. Raises as `Pipeline` does."""
+        """The pictures of each prompt, `num_images_per_prompt` of it one after the other. Raises as `Pipeline` does.
+
+        `clip_skip` counts, as there, from the layer that the model hears, and is for the prompt alone. States of text
+        [B, L, D], and [B, P] for SDXL, stand in the place of prompts.
+        """
         pipeline = self.pipeline
+        given = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        states = {name: each for name, each in given.items() if each is not None}
+        if prompt_embeds is not None and not prompt:
+            prompt = [""] * len(prompt_embeds)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = _each(negative_prompt, len(prompts))
         scale = self.guidance if guidance_scale is None else guidance_scale
@@ -218,6 +241,9 @@ class StableDiffusionPipeline:
         fields |= self._fields(fields, others)
         rows = len(prompts) * num_images_per_prompt
         pipeline = self._drawing(pipeline, generator, latents, rows, fields)
+        taken = int(fields["num_inference_steps"])
+        if pipeline.plan.sampler == "pndm" and taken < num_inference_steps:
+            pipeline = replace(pipeline, restated=_midway(pipeline.plan, num_inference_steps))
         images = []
         for i, (text, negative) in enumerate(zip(prompts, negatives, strict=True)):
             # an empty negative prompt that was given is one to encode, not zeros: a blank says so
@@ -225,8 +251,16 @@ class StableDiffusionPipeline:
                 "prompt": escape(text),
                 "negative_prompt": "" if negative is None else escape(negative) or " ",
             }
+            hearing = pipeline
+            if clip_skip:
+                null = None if negative_prompt_embeds is not None else asked.pop("negative_prompt")
+                hearing = _skipping(pipeline, clip_skip, null)
+            if states:
+                hearing = hearing.hearing(
+                    **{name: _row(each, i, len(prompts), name) for name, each in states.items()}
+                )
             request = Request.parse(fields | asked | {"seed": i * num_images_per_prompt})
-            images += [event.image for event in pipeline.generate(request) if isinstance(event, Picture)]
+            images += [event.image for event in hearing.generate(request) if isinstance(event, Picture)]
         shown = _shown(images, output_type)
         return StableDiffusionPipelineOutput(shown) if return_dict else (shown, None)
 
@@ -373,6 +407,28 @@ class DrawnLatents(Latents):
         if next(self.drawn):
             z = mean + (logvar / 2).exp() * _randn(mean.shape, [self.generator]).to(mean)
         return ((z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).to(image.dtype)
+
+
+def _midway(plan: Plan, steps: int) -> Callable[[Problem], Problem]:
+    """What PNDM makes of a problem that begins within `steps`."""
+    levels = sigma_grid(plan.grid, plan.process, steps, **plan.grid_knobs).tolist()
+    averaged = plan.prediction if isinstance(plan.prediction, str) else "epsilon"
+    return lambda problem: begun_midway(problem, levels, averaged)
+
+
+def _skipping(pipeline: Pipeline, skip: int, negative: str | None) -> Pipeline:
+    """The prompt heard `skip` layers before the model's own, and `negative`, if there is a text, where it always is."""
+    own = pipeline.encoder
+    layer = own.layer if isinstance(own, TextEncoder) else 1
+    null = None if negative is None else own.null(negative)
+    return replace(pipeline, encoder=Told(own.heard_at(layer + skip), negative=null))
+
+
+def _row(states: Tensor, i: int, prompts: int, name: str) -> Tensor:
+    """What is given for prompt i: its row of as many."""
+    if len(states) != prompts:
+        raise UsageError(f"{name} has {len(states)} rows for {prompts} prompts; give one for each")
+    return states[i]
 
 
 def _each(text: str | Sequence[str] | None, prompts: int) -> list[str | None]:

@@ -30,8 +30,35 @@ def cfg(denoise: Denoise, scale: float, null: Cond, *, rescale: float = 0.0) -> 
         return denoise
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        twice = denoise(x.repeat_interleave(2, 0), sigma.repeat_interleave(2, 0), _beside(null, cond, len(x)))
+        twice = denoise(
+            x.repeat_interleave(2, 0), sigma.repeat_interleave(2, 0), _beside((null, cond), len(x))
+        )
         weak, strong = twice.unflatten(0, (-1, 2)).unbind(1)
+        return extrapolate(weak, strong, scale, x, sigma, rescale)
+
+    return guided
+
+
+def composed(
+    denoise: Denoise, scale: float, parts: Sequence[tuple[Cond, float]], null: Cond, *, rescale: float = 0.0
+) -> Denoise:
+    """A picture of several things at once (Liu et al. 2022, arXiv 2206.01714, eq. 11).
+
+    Each of N `parts` says one, with a weight w: strong = D0 + sum of w (D - D0), D0 being the estimate for `null`,
+    and guidance goes past that, D0 + scale (strong - D0). What the sampler tells of text is not heard; classes and
+    what is joined to the picture are. `parts` and `null` have 1 row or B. One call with (1 + N) B rows.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        several = [null, *(part._replace(label=cond.label, concat=cond.concat) for part, _ in parts)]
+        count = len(several)
+        each = denoise(
+            x.repeat_interleave(count, 0), sigma.repeat_interleave(count, 0), _beside(several, len(x))
+        )
+        weak, *estimates = each.unflatten(0, (-1, count)).unbind(1)
+        strong = weak
+        for (_, weight), estimate in zip(parts, estimates, strict=True):
+            strong = strong + weight * (estimate - weak)
         return extrapolate(weak, strong, scale, x, sigma, rescale)
 
     return guided
@@ -145,17 +172,14 @@ def joined(conds: Sequence[Cond]) -> Cond:
     return Cond(*(None if any(f is None for f in fields) else torch.cat(fields) for fields in each))
 
 
-def _beside(null: Cond, cond: Cond, rows: int) -> Cond:
-    """[2B, ...] in every field: null's row and cond's in turn."""
-    if null.text is not None and cond.text is not None and null.text.shape[1] != cond.text.shape[1]:
-        length = max(null.text.shape[1], cond.text.shape[1])
-        null, cond = _filled(null, length), _filled(cond, length)
-    if (null.keys is None, null.told is None) != (
-        cond.keys is None,
-        cond.told is None,
-    ):  # made of one, not of the other
-        null, cond = (each._replace(keys=None, told=None) for each in (null, cond))
-    return Cond(*(_pair(n, c, rows) for n, c in zip(null, cond, strict=True)))
+def _beside(several: Sequence[Cond], rows: int) -> Cond:
+    """[N B, ...] in every field: for each image a row of each in turn, the first of what guidance goes away from."""
+    lengths = {cond.text.shape[1] for cond in several if cond.text is not None}
+    if len(lengths) > 1 and all(cond.text is not None for cond in several):
+        several = [_filled(cond, max(lengths)) for cond in several]
+    if len({(cond.keys is None, cond.told is None) for cond in several}) > 1:  # made of one, not of another
+        several = [cond._replace(keys=None, told=None) for cond in several]
+    return Cond(*(_in_turn(fields, rows) for fields in zip(*several, strict=True)))
 
 
 def _filled(cond: Cond, length: int) -> Cond:
@@ -167,10 +191,12 @@ def _filled(cond: Cond, length: int) -> Cond:
     return cond._replace(text=F.pad(text, (0, 0, 0, more)), mask=F.pad(mask, (0, more)), keys=None, told=None)
 
 
-def _pair(null: Tensor | None, given: Tensor | None, rows: int) -> Tensor | None:
-    if given is None:
-        if null is not None:
+def _in_turn(fields: Sequence[Tensor | None], rows: int) -> Tensor | None:
+    null, *given = fields
+    told = [field for field in given if field is not None]
+    if len(told) < len(given):
+        if null is not None or told:
             raise ValueError("guidance: null has a condition that the prompt lacks; give both or neither")
         return None
-    pair = [field.expand(rows, *field.shape[1:]) for field in (given if null is None else null, given)]
-    return torch.stack(pair, 1).flatten(0, 1)
+    several = [told[0] if null is None else null, *told]
+    return torch.stack([field.expand(rows, *field.shape[1:]) for field in several], 1).flatten(0, 1)

@@ -13,6 +13,7 @@ lacks, is an error: a LoRA that is dropped in part is a wrong picture that nobod
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -81,12 +82,10 @@ def read_lora(
     finder = _Finder(path, nets, aliases or {})
     found: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
+        if _KEY.fullmatch(key) is None:
             raise MezzotintError(f"{path}: {_meaningless(key)}")
-        role = {"A": "down", "B": "up"}.get(match["peft"]) or match["old"] or match["alpha"]
-        role = role or match["dora"] or match["part"] or "magnitude"
-        parts = found[finder.place(match["layer"], key)]
+        layer, role = split(key)
+        parts = found[finder.place(layer, key)]
         if role in parts:
             raise MezzotintError(f"{path}: '{key}' says again what another key has said")
         parts[role] = tensor
@@ -136,6 +135,32 @@ def write_lora(
 def is_lora(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a LoRA, going by their names."""
     return bool(tensors) and all(map(_KEY.fullmatch, tensors))
+
+
+def split(key: str) -> tuple[str, str]:
+    """A key of a LoRA (see `is_lora`) as its layer, however that is spelled, and the part of the change that it is."""
+    match = _KEY.fullmatch(key)
+    assert match is not None
+    role = {"A": "down", "B": "up"}.get(match["peft"]) or match["old"] or match["alpha"]
+    return match["layer"], role or match["dora"] or match["part"] or "magnitude"
+
+
+def component_of(layer: str) -> str:
+    """The component that a layer belongs to, however it is spelled."""
+    for component, prefixes in KOHYA.items():
+        if layer.startswith(prefixes):
+            return component
+    return _today(layer).partition(".")[0]
+
+
+def short_hash(path: Path | str) -> str:
+    """12 digits by which other programs know a LoRA: of the SHA-256 of what follows its header, or as that says."""
+    said = read_metadata(path).get("sshs_model_hash", "")
+    if re.fullmatch("[0-9a-fA-F]{12,64}", said):
+        return said[:12].lower()
+    with Path(path).open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def spread(layer: str) -> str:

@@ -43,7 +43,7 @@ class LayerParts:
 
     def change(self) -> Change:
         """The parts together. Raises MezzotintError if one is missing, if they do not fit, or are of several kinds."""
-        kinds = [kind for kind, roles in KINDS.items() if any(part.startswith(roles) for part in self.parts)]
+        kinds = _kinds(self.parts)
         if len(kinds) > 1:
             raise MezzotintError(
                 f"{self.where} has parts of {' and of '.join(kinds)}; a layer has one kind of change"
@@ -142,6 +142,23 @@ class LayerParts:
         raise MezzotintError(
             f"{self.where} has lengths {list(magnitude.shape)} for a weight {list(self.shape)}"
         )
+
+
+def _kinds(parts: Mapping[str, Tensor]) -> list[str]:
+    return [kind for kind, roles in KINDS.items() if any(part.startswith(roles) for part in parts)]
+
+
+def kind_of(parts: Mapping[str, Tensor]) -> str:
+    """The kind of a layer's change, going by the names of its parts."""
+    return next(iter(_kinds(parts)), "LoRA")
+
+
+def rank_of(parts: Mapping[str, Tensor]) -> int:
+    """The rank of a layer's change: of OFT the size of its blocks, 0 where all is whole."""
+    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if role in parts and parts[role].ndim:
+            return len(parts[role])
+    return parts["oft_blocks"].shape[-1] if "oft_blocks" in parts and parts["oft_blocks"].ndim else 0
 
 
 def parts_of(change: Change) -> dict[str, Tensor]:

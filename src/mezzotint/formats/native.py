@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..diffusion.grids import GRIDS
 from ..diffusion.prediction import PREDICTIONS
@@ -74,6 +75,15 @@ def is_native(folder: Path) -> bool:
     """Whether a folder is of this kind."""
     index = folder / "model_index.json"
     return index.is_file() and read_json(index).get("_class_name") == CLASS_NAME
+
+
+def native_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each component, still on the disk."""
+    return {
+        name: dict(read_weights(folder / name, STEMS[name])[0])
+        for name in CLASSES
+        if (folder / name).is_dir()
+    }
 
 
 def write_native(

@@ -39,6 +39,7 @@ LABELS = {  # of the last line, in the order in which they are written -> our na
     "Model": "model",
     "Denoising strength": "strength",
     "Clip skip": "clip_skip",
+    "Lora hashes": "lora_hashes",
     "RNG": "rng",
     "Version": "version",
 }
@@ -145,6 +146,8 @@ def xmp(source: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {each}" for key, each in value.items())
     text = TITLES.get(value, value) if isinstance(value, str) else repr(value)
     return text.removesuffix(".0") if isinstance(value, float) else text
 

@@ -149,6 +149,7 @@ ROWS = (
         "pndm",
         LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
         {"skip_prk_steps": (True,)},
+        {"prediction_type": "averaged"},  # it averages what the net answers, whatever that is
     ),
     Row(
         "EulerDiscreteScheduler",

@@ -31,6 +31,7 @@ from .store import Job
 
 router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], responses=TROUBLES)
 NAMES = {title.lower(): name for name, title in TITLES.items()}
+SKIP = "CLIP_stop_at_last_layers"  # 1, that program's default, is the model's own
 GLANCE = 1.5  # seconds that `progress` waits for a picture of how things stand
 
 # Values that change nothing; any other cannot be honoured. None and "" never change anything.
@@ -146,6 +147,13 @@ def _common(given: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _skipping(value: Any) -> dict[str, Any]:
+    """`clip_skip` for that program's setting."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Refused(400, f"{SKIP} is {value!r}; it is a number from 1", param="override_settings")
+    return {"clip_skip": value} if value > 1 else {}
+
+
 def named(kind: str, title: str, known: Any) -> str:
     """Our name for theirs, or for ours."""
     name = NAMES.get(title.lower(), title.lower().replace(" ", "_"))
@@ -167,6 +175,9 @@ async def _drawn(
             raise Refused(400, f"{name} is {value!r}, which this service cannot do", param=name)
     model = _chosen(request, caller)
     for name, value in settings.items():
+        if name == SKIP:
+            fields |= _skipping(value)
+            continue
         if name != "sd_model_checkpoint":
             raise Refused(400, f"override_settings: '{name}' cannot be set here", param="override_settings")
         model = _model(service, value)
@@ -205,7 +216,8 @@ def _answer(service: Service, job: Job) -> dict[str, Any]:
         "sd_model_hash": recipes[0]["model_hash"][:10] if recipes else None, "sd_vae_name": None, "sd_vae_hash": None,
         "seed_resize_from_w": -1, "seed_resize_from_h": -1, "denoising_strength": asked.get("strength"),
         "extra_generation_params": {}, "index_of_first_image": 0, "infotexts": [infotext(recipe) for recipe in recipes],
-        "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)), "clip_skip": 1,
+        "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
+        "clip_skip": asked.get("clip_skip") or 1,
         "is_using_inpainting_conditioning": False, "version": recipes[0]["version"] if recipes else None,
     }  # fmt: skip
     images = [base64_of(service.store.path(job.id, one.number).read_bytes()) for one in made]

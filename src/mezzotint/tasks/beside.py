@@ -18,7 +18,7 @@ from ..diffusion.guidance import joined
 from ..diffusion.types import Cond, Denoise
 from ..errors import UsageError
 from ..nets.blocks import Attentive, Control
-from .problem import guided
+from .problem import guided, single
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -37,6 +37,7 @@ def looking(
     `others`: (x0 [B, C, *S], noise like it, what it shows), in the order in which the control knows them. Each picture
     is evaluated by itself, so that a batch is its seeds alone. Raises UsageError for a model without such attention.
     """
+    single(request, request.prompt, request.source_prompt)
     net: Any = pipeline.denoiser.net
     if not isinstance(net, Attentive):
         raise UsageError(

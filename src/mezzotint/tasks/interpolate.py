@@ -14,7 +14,7 @@ from ..diffusion.between import noise_between, slerp
 from ..diffusion.types import Cond
 from ..errors import UsageError
 from ..prompt import Script
-from .problem import Problem, fresh_noise, guided, levels, pure_noise, told
+from .problem import Problem, fresh_noise, guided, levels, pure_noise, single, told
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -31,6 +31,7 @@ def interpolate(pipeline: Pipeline, request: Settled) -> Problem:
         far = fresh_noise(pipeline, request.model_copy(update={"seed": request.seed_to}))
         noise = noise_between(noise, far, share)
     if request.prompt_to is not None:
+        single(request, request.prompt, request.prompt_to)
         if not Script.read(request.prompt).constant or not Script.read(request.prompt_to).constant:
             raise UsageError(
                 "interpolate takes prompts that stay the same over the steps; take [..] out of them"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..diffusion.grids import sigma_grid
-from ..diffusion.guidance import cfg, interval, saying, staged
+from ..diffusion.guidance import cfg, composed, interval, saying, staged
 from ..diffusion.noise import INITIAL
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond, Denoise, Noise, Sampler, Step
@@ -28,7 +28,7 @@ from ..formats.checkpoint import SCORE
 from ..formats.image import resized, to_tensor
 from ..nets import text_time
 from ..nets.blocks import Attentive
-from ..prompt import Script
+from ..prompt import Conjunct, Script, conjuncts
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -128,14 +128,22 @@ def from_noise(pipeline: Pipeline, request: Settled, noise: Noise) -> Problem:
 
 
 def told(pipeline: Pipeline, request: Settled) -> Cond:
-    """The prompt, once for each picture; of one that changes over the steps, how it begins (see `guided`)."""
-    rows, text = request.num_images, Script.read(request.prompt).at(1, request.num_inference_steps)
+    """The prompt, once for each picture; of one that changes over the steps, how it begins, of one with AND its first
+    part (see `guided`)."""
+    first = conjuncts(request.prompt)[0].text
+    rows, text = request.num_images, Script.read(first).at(1, request.num_inference_steps)
     return _heard(pipeline, request, text).map(lambda field: field.expand(rows, *field.shape[1:]))
 
 
 def _heard(pipeline: Pipeline, request: Settled, text: str) -> Cond:
     """What the net is told of one text of the prompt: one row."""
     return sized(pipeline, request, pipeline.encoder(text), request.aesthetic_score)
+
+
+def single(request: Settled, *prompts: str | None) -> None:
+    """Raises UsageError if one of the prompts has an AND, for a task that compares prompts with each other."""
+    if any(len(conjuncts(prompt or "")) > 1 for prompt in prompts):
+        raise UsageError(f"{request.task} takes prompts that say one thing at a time; take AND out of them")
 
 
 def prepared(pipeline: Pipeline, cond: Cond) -> Cond:
@@ -166,40 +174,61 @@ def guided(
 
     `denoiser` stands in for the pipeline's, and is taken as it is: its batches are not tried (see `exact.py`).
 
-    Where the prompts change over the steps, it hears at each noise level what they say there, whatever it is told.
+    Where the prompts change over the steps, it hears at each noise level what they say there, whatever it is told; and
+    so it does of a prompt with AND.
     """
     steps = len(sigmas) - 1
-    prompt, negative = Script.read(request.prompt), Script.read(request.negative_prompt)
-    if prompt.constant and negative.constant:
-        return _away_from(str(negative), pipeline, request, sigmas, denoiser)
-    said = list(zip(prompt.texts(steps), negative.texts(steps), strict=True))
-    stages = {(text, null): _away_from(null, pipeline, request, sigmas, denoiser) for text, null in said}
-    if not prompt.constant:
+    parts = [(Script.read(part.text), part.weight) for part in conjuncts(request.prompt)]
+    negative = Script.read(request.negative_prompt)
+    changing = not all(script.constant for script, _ in parts)
+    said = [
+        (
+            tuple(Conjunct(script.at(step, steps), weight) for script, weight in parts),
+            negative.at(step, steps),
+        )
+        for step in range(1, steps + 1)
+    ]
+    stages = {pair: _away_from(pair[1], pair[0], pipeline, request, sigmas, denoiser) for pair in said}
+    if changing and len(parts) == 1:
         stages = {
-            pair: saying(stage, prepared(pipeline, _heard(pipeline, request, pair[0])))
+            pair: saying(stage, prepared(pipeline, _heard(pipeline, request, pair[0][0].text)))
             for pair, stage in stages.items()
         }
-    return staged([stages[pair] for pair in said], sigmas)
+    return stages[said[0]] if len(stages) == 1 else staged([stages[pair] for pair in said], sigmas)
 
 
 def _away_from(
-    negative: str, pipeline: Pipeline, request: Settled, sigmas: Tensor, denoiser: Denoise | None
+    negative: str,
+    parts: Sequence[Conjunct],
+    pipeline: Pipeline,
+    request: Settled,
+    sigmas: Tensor,
+    denoiser: Denoise | None,
 ) -> Denoise:
-    """Guidance away from one text."""
+    """Guidance away from one text; toward what the sampler tells, or toward several `parts`."""
 
     def held(denoise: Denoise, kind: str) -> Denoise:
         return tried(denoise, pipeline.trials, kind) if pipeline.exact and denoiser is None else denoise
 
     bare = denoiser or pipeline.denoiser
     plain = held(bare, "plain")
-    if request.guidance_scale == 1:
+    if request.guidance_scale == 1 and len(parts) == 1:
         return plain
     null = pipeline.encoder.null(negative)
     null = sized(pipeline, request, null, request.negative_aesthetic_score)
     null = null if denoiser is not None else prepared(pipeline, null)
-    strong = cfg(bare, request.guidance_scale, null, rescale=request.guidance_rescale)
     states = 0 if null.text is None else null.text.shape[1]
-    strong = held(strong, f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states")
+    kind = f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states"
+    scale, rescale = request.guidance_scale, request.guidance_rescale
+    if len(parts) == 1:
+        strong = held(cfg(bare, scale, null, rescale=rescale), kind)
+    else:
+        heard = [_heard(pipeline, request, part.text) for part in parts]
+        heard = heard if denoiser is not None else [prepared(pipeline, cond) for cond in heard]
+        weighed = [(cond, part.weight) for cond, part in zip(heard, parts, strict=True)]
+        kind += f" to {[0 if cond.text is None else cond.text.shape[1] for cond in heard]}"
+        strong = held(composed(bare, scale, weighed, null, rescale=rescale), kind)
+        plain = held(composed(bare, 1.0, weighed, null), kind)
     steps = len(sigmas) - 1
     first, last = (round(share * steps) for share in (request.guidance_start, request.guidance_end))
     if (first, last) == (0, steps):

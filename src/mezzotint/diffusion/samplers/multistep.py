@@ -19,8 +19,10 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..prediction import PREDICTIONS
 from ..types import Cond, Denoise, Noise, Step
 from .quadrature import at_middle, averages
 from .steps import UNCONDITIONAL, Method, estimate, intervals, one_of, stir, toward
@@ -45,6 +47,7 @@ class Seen(NamedTuple):
 # Both are told of the evaluations with the one at the step's start first, and of the step's end.
 Weights = Callable[[Sequence[float], float], list[float]]  # (their levels, t) -> the weight of each
 Mean = Callable[[Sequence[Seen], float], Tensor]  # (they, t) -> the D for Euler's step
+First = Callable[[Tensor, Tensor, float, float], Tensor]  # (x, its D, s, t) -> the D for Euler's step
 
 
 def mean_x0(weights: Weights) -> Mean:
@@ -64,6 +67,28 @@ def mean_eps(weights: Weights) -> Mean:
         start, w = seen[0], weights([p.sigma for p in seen], t)
         gains = [-start.sigma * w_j for w_j in w]
         return sum((g * (p.eps - start.eps) for g, p in zip(gains[1:], seen[1:], strict=True)), start.d)
+
+    return mean
+
+
+def mean_answer(prediction: str, weights: Weights) -> Mean:
+    """What the net answers is interpolated: F of `prediction`, D = c_skip x + c_out sum_j w_j F_j at the step's start.
+
+    The answers of other levels are taken as if they had been given at this one: right to the first order alone,
+    unless F is eps.
+    """
+    scalars = PREDICTIONS[one_of("prediction", prediction, PREDICTIONS)]
+
+    def mean(seen: Sequence[Seen], t: float) -> Tensor:
+        answers = []
+        for point in seen:
+            c_skip, c_out = map(float, scalars(torch.tensor(point.sigma, dtype=torch.float64)))
+            answers.append((point.d - c_skip * point.x) / c_out)
+        c_skip, c_out = map(float, scalars(torch.tensor(seen[0].sigma, dtype=torch.float64)))
+        w = weights([point.sigma for point in seen], t)
+        return c_skip * seen[0].x + c_out * sum(
+            (w_j * f for w_j, f in zip(w[1:], answers[1:], strict=True)), w[0] * answers[0]
+        )
 
     return mean
 
@@ -106,6 +131,11 @@ def adams_bashforth(levels: Sequence[float], t: float) -> list[float]:
     return averages([-float(k) for k in range(len(levels))])
 
 
+def trapezoid(levels: Sequence[float], t: float) -> list[float]:
+    """The mean of both ends of a step."""
+    return [0.5, 0.5]
+
+
 SOLVERS = {"midpoint": midpoint, "heun": exponential}
 
 
@@ -118,6 +148,7 @@ def walk(
     order: int,
     *,
     startup: str = "ramp",
+    begin: First | None = None,
     lower_order_final: bool = False,
     noise: Noise | None = None,
     eta: float = 0.0,
@@ -125,7 +156,8 @@ def walk(
 ) -> Iterator[Step]:
     """The multistep method that puts the `mean` of the last `order` evaluations for D.
 
-    eta > 0 solves the stochastic equation: the walk goes on to t (t / s)^eta, and noise makes up the level t.
+    `begin` stands in for Heun's D in the first step of `startup="heun"`. eta > 0 solves the stochastic equation: the
+    walk goes on to t (t / s)^eta, and noise makes up the level t.
     """
     steps = intervals(sigmas)
     seen: list[Seen] = []  # newest first
@@ -138,7 +170,7 @@ def walk(
                 d = estimate(denoise, x, s, cond)
         seen = [Seen(s, x, d), *seen[: order - 1]]
         if startup == "heun" and i == 0 and t > 0 and len(steps) > 1:
-            d_mean = heun_mean(denoise, x, d, s, t, cond)
+            d_mean = begin(x, d, s, t) if begin else heun_mean(denoise, x, d, s, t, cond)
         else:
             d_mean = mean(seen[: len(steps) - i] if lower_order_final and len(steps) < FEW else seen, t)
         down = t * (t / s) ** eta
@@ -309,14 +341,33 @@ def ipndm(
 
 
 def pndm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond = UNCONDITIONAL, *, noise: Noise | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    cond: Cond = UNCONDITIONAL,
+    *,
+    noise: Noise | None = None,
+    averaged: str = "epsilon",
 ) -> Iterator[Step]:
     """PLMS: PNDM without its Runge-Kutta steps (Liu et al. 2022, arXiv 2202.09778). Order 2.
 
     What Stable Diffusion 1 ships with. The first of N steps is Heun's, which makes N + 1 evaluations; the others
     are `ipndm`'s. (diffusers counts that step's two evaluations as two of N + 1 steps.)
+
+    The method averages eps. diffusers averages what the net answers, whatever that is, which with
+    `averaged="v_prediction"` is of order 1: there to repeat its pictures. Raises UsageError for an unknown prediction.
     """
-    return walk(denoise, x, sigmas, cond, mean_eps(adams_bashforth), 4, startup="heun")
+    if averaged == "epsilon":
+        return walk(denoise, x, sigmas, cond, mean_eps(adams_bashforth), 4, startup="heun")
+    ends = mean_answer(averaged, trapezoid)
+
+    def first(x: Tensor, d: Tensor, s: float, t: float) -> Tensor:
+        ahead = toward(x, d, s, t)
+        return ends([Seen(s, x, d), Seen(t, ahead, estimate(denoise, ahead, t, cond))], t)
+
+    return walk(
+        denoise, x, sigmas, cond, mean_answer(averaged, adams_bashforth), 4, startup="heun", begin=first
+    )
 
 
 def unipc(
