@@ -20,6 +20,7 @@ LAYERS = [  # a module may import from its own row and from rows above it
         "extras",
         "prompt",
         "text",
+        "told",
         "wardrobe",
         "request",
         "inputs",

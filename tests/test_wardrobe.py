@@ -13,7 +13,7 @@ from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.extras import FOLDERS, extra_names
 from mezzotint.formats.embedding import Embedding, write_embedding
 from mezzotint.formats.image import read_recipe
-from mezzotint.formats.lora import Lora, write_lora
+from mezzotint.formats.lora import Lora, short_hash, write_lora
 from mezzotint.formats.recipe import infotext, parse_infotext
 from mezzotint.nets.lowrank import LowRank
 from mezzotint.pipeline import Picture
@@ -185,6 +185,12 @@ def test_other_tools_read_the_loras_in_the_prompt(pipeline):
     ].recipe
     text = infotext(recipe)
     assert text.startswith("a red apple <lora:ink:0.6> <lora:chalk:0.5:1>\n")
+    ink, chalk = (
+        short_hash(pipeline.wardrobe.folders[0] / "loras" / f"{name}.safetensors")
+        for name in ("ink", "chalk")
+    )
+    assert f'Lora hashes: "ink: {ink}, chalk: {chalk}"' in text
+    assert parse_infotext(text)["lora_hashes"] == f"ink: {ink}, chalk: {chalk}"
     settled = pipeline.settle(Request(prompt=parse_infotext(text)["prompt"]))
     assert [(lora.name, lora.weights) for lora in settled.loras] == [("ink", (0.6, 0.6)), ("chalk", (1, 0.5))]
 

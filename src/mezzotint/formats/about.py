@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .embedding import is_embedding, read_embedding
-from .lora import component_of, is_lora, short_hash, split
+from .lora import COMPONENTS, component_of, is_lora, short_hash, split, spread
 from .lora_parts import KINDS, kind_of, rank_of
 from .tensors import read_metadata, read_tensors
 
@@ -25,6 +25,21 @@ SAID = {  # in a header -> what it is called here
     "modelspec.trigger_phrase": "trigger_words",
     "ss_output_name": "output_name",
 }
+ENDS = (
+    *(
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "proj_in",
+        "proj_out",
+        "time_emb_proj",
+    ),
+    *("conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "conv", "linear_1", "linear_2"),
+    *("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+)  # of layers' names in a U-Net, then in a text encoder
 LONGEST = 200  # letters of a header's value that are shown
 
 
@@ -63,6 +78,7 @@ def _lora(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     width = next(
         (_width(parts) for layer, parts in layers.items() if layer.endswith(("attn2.to_k", "attn2_to_k"))), 0
     )
+    targets = Counter(component_of(layer) for layer in layers)
     return {
         "model": path.stem,
         "kind": [kind for kind in (*KINDS, "LoCon", "DoRA") if kind in kinds],
@@ -70,7 +86,7 @@ def _lora(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "made_for": WIDTHS.get(width, f"texts of width {width}" if width else "not told"),
         "rank": sorted({rank_of(parts) for parts in layers.values()}),
         "alpha": sorted(alphas) or "not told",
-        "targets": dict(Counter(component_of(layer) for layer in layers)),
+        "targets": {name: targets[name] for name in COMPONENTS if targets[name]},
         "layers": dict(Counter(_last(layer) for layer in layers).most_common()),
         **sizes(tensors),
         "short_hash": short_hash(path),
@@ -87,12 +103,9 @@ def _width(parts: Mapping[str, Tensor]) -> int:
 
 
 def _last(layer: str) -> str:
-    """What a layer is called in its block: the end of its name, where underscores may stand for dots."""
-    name = layer.replace(".", "_")
-    for suffix in ("_0", "_2"):  # of to_out.0 and ff.net.2
-        if name.endswith(suffix):
-            return f"{'_'.join(name.split('_')[-3:-1])}{suffix}"
-    return "_".join(name.split("_")[-2:])
+    """What a layer is called in its block, however its whole name is spelled."""
+    name = f"_{spread(layer)}"
+    return next((end for end in ENDS if name.endswith(f"_{spread(end)}")), "others")
 
 
 def _embedding(path: Path) -> dict[str, Any]:
