@@ -69,6 +69,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/serve.py --out out/serve
+	$(BIN)/python benchmarks/load.py --out out/load
 
 clean:
 	rm -rf $(VENV) out

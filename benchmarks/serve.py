@@ -1,6 +1,6 @@
 """Serving: step-level batching beside one job at a time and beside batching whole requests.
 
-    python benchmarks/serve.py --out out/serve            # about half an hour on two cores
+    python benchmarks/serve.py --out out/serve            # about ten minutes on two cores
     python benchmarks/serve.py --seconds 20 --loads 0.9   # a look
 
 A mix of short jobs (4 steps) and long ones (50 steps) arrives at random (Poisson, the same arrivals for all) at a share
@@ -202,12 +202,45 @@ def exact_cost(pipeline: Pipeline, repeats: int) -> dict[str, float]:
     return found
 
 
+def lane_cost(pipeline: Pipeline, repeats: int) -> dict[str, float]:
+    """Seconds of a picture of 20 steps by itself, and as the only one in a lane, in turns: what the lane costs."""
+    lane = Lane(TOGETHER)
+    ways = {"by itself": pipeline, "alone in the lane": lane.shared(pipeline)}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(repeats + 1):
+        for name, one in ways.items():
+            begun = time.monotonic()
+            _member(lane, one, Request(prompt="a red apple", seed=i, num_inference_steps=20))
+            times[name].append(time.monotonic() - begun)
+    lane.close()
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def compared(rows: list[dict[str, object]]) -> list[str]:
+    """For each load, step-level batching beside the other two."""
+    lines = []
+    for load in dict.fromkeys(row["load"] for row in rows):
+        at = {str(row["how"]): row for row in rows if row["load"] == load}
+        for other in ("alone", "requests"):
+            shares = [
+                float(at[one][name]) / float(at[two][name])  # type: ignore[arg-type]
+                for name, one, two in (("short_p99", other, "steps"), ("per_second", "steps", other))
+                if name in at[one] and name in at[two]
+            ]
+            if len(shares) == 2:
+                lines.append(
+                    f"At {load:g} of capacity, steps beside {other}: P99 of short jobs {shares[0]:.1f} times better, "
+                    f"throughput {shares[1]:.2f} times as high."
+                )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--seconds", type=float, default=180.0, help="of arrivals at each load")
+    parser.add_argument("--seconds", type=float, default=50.0, help="of arrivals at each load")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.9, 1.5])
     parser.add_argument("--out", type=Path, help="a folder for the table")
     parser.add_argument(
@@ -233,7 +266,13 @@ def main() -> None:
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
+    lines += ["", *compared(rows)]
     if given.exact_cost:
+        took = lane_cost(pipeline, given.exact_cost)
+        lines += [
+            "",
+            "Seconds of a picture of 20 steps: " + ", ".join(f"{s:.3f} {n}" for n, s in took.items()),
+        ]
         cost = exact_cost(pipeline, given.exact_cost)
         measured = ", ".join(f"{seconds:.3f} {name}" for name, seconds in cost.items())
         lines += ["", f"Seconds of a picture of 10 steps among {TOGETHER}: {measured}"]

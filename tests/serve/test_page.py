@@ -141,6 +141,26 @@ def test_paint_a_mask_and_see_the_edit(page, shared, tmp_path):
 
 
 @pytest.mark.slow
+def test_in_another_pictures_manner_and_made_again(page, shared, tmp_path):
+    from PIL import Image
+
+    for name in ("teal", "orange"):
+        Image.new("RGB", (16, 16), name).save(tmp_path / f"{name}.png")
+    page.select_option("#task", "stylize")
+    page.set_input_files("#given-file", tmp_path / "teal.png")
+    page.set_input_files("#manner-file", tmp_path / "orange.png")
+    draw(page, "a styled apple", seed=5, num_inference_steps=4)
+    page.locator("#gallery li", has_text="a styled apple").wait_for()
+    page.get_by_role("button", name="Make again: a styled apple").first.click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#gallery li')].filter(one => one.innerText.includes('styled')).length > 1"
+    )
+    first, again = shared.client.get("/api/pictures?limit=2").json()
+    assert first["job"] != again["job"]
+    assert shared.client.get(first["url"]).content == shared.client.get(again["url"]).content
+
+
+@pytest.mark.slow
 def test_a_dropped_picture_tells_its_recipe(page, shared):
     done = shared.wait(shared.post(prompt="a dropped apple", seed=77).json()["id"])
     png = list(shared.client.get(done["pictures"][0]["url"]).content)
@@ -153,6 +173,7 @@ def test_a_dropped_picture_tells_its_recipe(page, shared):
         png,
     )
     page.locator("#viewer-recipe", has_text="a dropped apple").wait_for()
+    page.locator("#viewer-origin", has_text="mezzotint made it").wait_for()
     page.get_by_role("button", name="Use its knobs").click()
     assert page.input_value("#prompt") == "a dropped apple"
     assert page.input_value("#knob-seed") == "77"

@@ -28,6 +28,7 @@ from .options import (
     LoraDir,
     Model,
     Precision,
+    Sign,
     Size,
     Variant,
     free,
@@ -122,6 +123,7 @@ def draw(
     engine: Engine = "torch",
     variant: Variant = None,
     download: Download = False,
+    sign: Sign = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -139,11 +141,13 @@ def draw(
             raise UsageError(f"{target} exists; choose another name, or replace it with --force")
     _writable(out.parent if single else out)
 
+    from ..formats.credentials import Signing
     from ..formats.image import save_image
     from ..formats.sheet import contact_sheet, save_film
     from ..pipeline import Pipeline, Progress
 
     begun = time.perf_counter()
+    signing = Signing.read(sign) if sign else None
     pipeline = Pipeline.load(
         model,
         device=device,
@@ -166,7 +170,7 @@ def draw(
         made.append(event)
         path = out if single else out / f"{slug(_title(request))}-{event.seed}.png"
         path = path if force else free(path)
-        save_image(path, event.image, event.recipe, replace=force)
+        save_image(path, event.image, event.recipe, signing=signing, replace=force)
         show.result(str(path), event="picture", path=str(path), **event.recipe)
     if film is not None:
         from ..film import reverse_film, save_film_and_sheet

@@ -56,6 +56,14 @@ Engine = Annotated[
         "file (generate --prompts) also ray: torch, in processes of a Ray cluster.",
     ),
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        metavar="FOLDER",
+        help="Sign pictures (Content Credentials) with this folder's certificates.pem and key.pem, made if not there.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 Size = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MezzotintError, unknown
-from .options import Device, Json, LoraDir
+from .options import Device, Json, LoraDir, Sign
 from .show import Show
 from .train import ENGINES
 
@@ -52,6 +52,7 @@ def serve(
         list[str] | None, typer.Option(help="A site whose pages may call, for instance https://example.org.")
     ] = None,
     mark: Annotated[bool, typer.Option(help="Put an invisible mark into every picture.")] = True,
+    sign: Sign = None,
     blocked: Annotated[
         Path | None, typer.Option(help="A file of words that prompts may not have, one a line.")
     ] = None,
@@ -74,7 +75,7 @@ def serve(
     settings = Settings(
         data=data, models=tuple(model or ["emoji"]), extras=tuple(lora_dir or ()),
         host=host, port=port, origins=tuple(origin or ()), device=device,
-        running=running, memory=memory * 1e9, mark=mark, blocked=blocked,
+        running=running, memory=memory * 1e9, mark=mark, sign=sign, blocked=blocked,
         limits=Limits(waiting=waiting, deadline=deadline),
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host

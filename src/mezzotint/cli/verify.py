@@ -14,19 +14,16 @@ from .show import Show
 
 def verify(
     picture: Annotated[Path, typer.Argument(help="A picture's file.")],
+    trust: Annotated[
+        Path | None, typer.Option(help="Certificates (PEM) of those whose signatures you believe.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say where a picture comes from: its label, its recipe, the invisible mark, and how sure that is."""
+    """Say where a picture comes from: label, recipe, content credentials, invisible mark, and how sure that is."""
     from ..origin import origin
 
-    try:
-        data = picture.read_bytes()
-    except OSError as error:
-        raise MezzotintError(
-            f"{picture} cannot be read ({(error.strerror or str(error)).lower()})"
-        ) from error
-    told = origin(data, name=str(picture))
-    mark, recipe = told["mark"], told["recipe"]
+    told = origin(_read(picture), name=str(picture), trusted=_read(trust) if trust else b"")
+    mark, recipe, signed = told["mark"], told["recipe"], told["credentials"]
     sure = f"by chance in one of {1 / max(mark['chance'], 1e-300):.0e} pictures"
     lines = [
         f"label    {told['label'] or 'none'}",
@@ -36,6 +33,14 @@ def verify(
         f"mark     found, {sure}, at {mark['scale']:g} times its size"
         if mark["found"]
         else "mark     not found",
+        f"signed   {signed['state']}, by {signed['signer'] or 'nobody named'}" if signed else "signed   no",
         told["says"],
     ]
     Show(as_json).result("\n".join(lines), event="origin", path=str(picture), **told)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MezzotintError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error

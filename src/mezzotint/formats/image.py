@@ -21,7 +21,8 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import MezzotintError
-from .atomic import new_file
+from .atomic import write_file
+from .credentials import Signing, signed
 from .recipe import (
     CHUNK,
     COMPOSITE,
@@ -87,20 +88,20 @@ def save_image(
     recipe: Mapping[str, Any],
     *,
     source: str | None = None,
+    signing: Signing | None = None,
     replace: bool = False,
 ) -> Path:
     """Write a PNG with `recipe` (a JSON object, see `recipe.py`) inside, and return its path.
 
-    `source` is IPTC's; if None, it is `COMPOSITE` where the recipe works on a picture that was there before.
+    `source` is IPTC's; if None, it is `COMPOSITE` where the recipe works on a picture that was there before. `signing`:
+    also sign it, see `credentials.py`.
 
     Raises MezzotintError if `path` is no PNG's name, and as `atomic.new_file` does.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise MezzotintError(f"{path}: pictures are written as PNG; give a name that ends in .png")
-    source = source or source_of(recipe)
-    with new_file(path, replace=replace) as part:
-        image.save(part, format="PNG", pnginfo=png_info(recipe, source=source))
+    write_file(path, encode_image(image, recipe, source=source, signing=signing), replace=replace)
     return path
 
 
@@ -116,6 +117,7 @@ def encode_image(
     kind: str = "png",
     quality: int = 95,
     source: str | None = None,
+    signing: Signing | None = None,
 ) -> bytes:
     """A picture's file as bytes: "png" with `recipe` inside; "jpeg" or "webp" with what is known of its origin alone.
 
@@ -127,7 +129,8 @@ def encode_image(
         image.save(held, format="PNG", pnginfo=png_info(recipe, source=source))
     else:
         image.save(held, format=kind.upper(), quality=quality, xmp=xmp(source).encode())
-    return held.getvalue()
+    made = held.getvalue()
+    return made if signing is None else signed(made, signing, kind=kind, source=source)
 
 
 def encode_plain(image: Image.Image) -> bytes:

@@ -1,17 +1,23 @@
 """Which models are served, loaded when they are first asked for, the least recently used let go when memory is short.
 
+Whoever uses a model holds it: it is let go after that, never under somebody's hands. One that is loading holds up those
+who ask for it, and nobody else.
+
 A client names a model by the name that the operator gave it; a path that a client gives is never opened.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..catalog import content_hash, find_model
+from ..codec import Latents
 from ..errors import MezzotintError, UsageError, unknown
 from ..pipeline import Pipeline
 
@@ -36,12 +42,15 @@ class Models:
         self.folders: dict[str, Path] = {}
         for model in models:
             folder = find_model(model)
-            if folder.name in self.folders:
-                raise UsageError(f"two models are called '{folder.name}'; rename one of the folders")
-            self.folders[folder.name] = folder
+            name = folder.stem if folder.is_file() else folder.name
+            if name in self.folders:
+                raise UsageError(f"two models are called '{name}'; rename one of them")
+            self.folders[name] = folder
         self._device, self._memory, self._share, self._extras = device, memory, share, extras
         self._loaded: OrderedDict[str, Pipeline] = OrderedDict()
-        self._used: dict[str, int] = {}
+        self._used: Counter[str] = Counter()
+        self._loading = {name: threading.Lock() for name in self.folders}
+        self._about: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, str] = {}
         self._lock = threading.RLock()
 
@@ -72,36 +81,70 @@ class Models:
     @contextmanager
     def use(self, name: str) -> Iterator[Pipeline]:
         """A model that is not let go meanwhile. Raises UsageError for one that is not served."""
+        name = self.check(name)
         with self._lock:
-            pipeline = self._get(self.check(name))
-            self._used[name] = self._used.get(name, 0) + 1
+            self._used[name] += 1
         try:
-            yield pipeline
+            yield self._get(name)
         finally:
             with self._lock:
                 self._used[name] -= 1
 
+    def about(self, name: str) -> dict[str, Any]:
+        """What clients are told of a model; it is loaded for that once, and need not stay."""
+        if name not in self._about:
+            with self.use(name) as pipeline:
+                self._about[name] = pipeline.defaults.fields() | {
+                    "license": pipeline.defaults.license,
+                    "hash": self.fingerprint(name),
+                    "tokens": pipeline.encoder.capacity,
+                    "factor": pipeline.codec.factor,
+                }
+        return self._about[name]
+
     def _get(self, name: str) -> Pipeline:
-        if name not in self._loaded:
-            self._make_room(sum(file.stat().st_size for file in self.folders[name].rglob("*.safetensors")))
+        with self._loading[name]:
+            with self._lock:
+                if name in self._loaded:
+                    self._loaded.move_to_end(name)
+                    return self._loaded[name]
+                self._make_room(sum(file.stat().st_size for file in _files(self.folders[name])))
             try:
-                self._loaded[name] = self._share(
+                pipeline = self._share(
                     Pipeline.load(self.folders[name], device=self._device, extras=self._extras)
                 )
             except MezzotintError as error:
                 raise Broken(f"the model '{name}' cannot be loaded: {error}") from error
-        self._loaded.move_to_end(name)
-        return self._loaded[name]
+            with self._lock:
+                self._loaded[name] = pipeline
+                self._make_room(0)  # in memory it may be larger than its files
+            return pipeline
 
-    def _make_room(self, wanted: float) -> None:
+    def _make_room(self, wanted: int) -> None:
         """Lets go of what was used longest ago and is not in use; a model too large for all is loaded all the same."""
+        gone = False
         for name in list(self._loaded):
-            if sum(map(_bytes, self._loaded.values())) + wanted <= self._memory:
-                return
-            if not self._used.get(name):
+            if sum(map(held, self._loaded.values())) + wanted <= self._memory:
+                break
+            if not self._used[name]:
                 del self._loaded[name]
+                gone = True
+        if gone:
+            gc.collect()  # an encoder that remembers its last texts is part of a circle
 
 
-def _bytes(pipeline: Pipeline) -> int:
-    """Of its weights, as files."""
-    return sum(file.stat().st_size for file in pipeline.folder.rglob("*.safetensors"))
+def held(pipeline: Pipeline) -> int:
+    """Bytes that a model's nets hold: weights, and what layers have made of them and keep (see `nets/layers.py`)."""
+    codec = getattr(pipeline.codec, "codec", pipeline.codec)  # the one behind the lane
+    nets = [pipeline.wardrobe.unet, *pipeline.wardrobe.texts.values()]
+    nets += [codec.vae] if isinstance(codec, Latents) else []
+    modules = [module for net in nets for module in net.modules()]
+    tensors = [
+        tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
+    ]
+    kept = [made for module in modules for _, made in getattr(module, "remembered", {}).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *kept) if tensor is not None)
+
+
+def _files(model: Path) -> list[Path]:
+    return [model] if model.is_file() else list(model.rglob("*.safetensors"))

@@ -111,20 +111,11 @@ router = APIRouter(prefix="/api", tags=["native"], responses=PROBLEMS)
 @router.get("/info")
 def info(service: Serving, caller: Asking) -> dict[str, Any]:
     """What can be asked for here: models with their defaults, tasks, samplers, grids, limits."""
-    models = {}
-    for name in service.models.names:
-        with service.models.use(name) as pipeline:
-            models[name] = pipeline.defaults.fields() | {
-                "license": pipeline.defaults.license,
-                "hash": pipeline.fingerprint,
-                "tokens": pipeline.encoder.capacity,
-                "factor": pipeline.codec.factor,
-            }
     limits = service.settings.limits
     return {
         "version": __version__,
         "who": caller.name,
-        "models": models,
+        "models": {name: service.models.about(name) for name in service.models.names},
         "tasks": {
             task.name: {
                 "about": task.about,
@@ -299,7 +290,10 @@ async def read(request: Request, service: Serving, caller: Asking) -> dict[str, 
 async def verify(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
     """Where a picture (the body) comes from: its label, its recipe, the invisible mark, and how sure that is."""
     data = await upload(request, service)
-    return await run_in_threadpool(origin, data, max_pixels=service.settings.limits.upload_pixels)
+    own = service.signing.certificates if service.signing else b""
+    return await run_in_threadpool(
+        origin, data, max_pixels=service.settings.limits.upload_pixels, trusted=own
+    )
 
 
 @router.post("/forward", openapi_extra=BYTES)

@@ -363,8 +363,9 @@ def _encoded(service: Service, job: Job, number: int, wished: Wish) -> str:
     if wished.kind != "png":
         image = open_image(data)
         data = encode_image(
-            image, service.store.made(job.id)[number].recipe, kind=wished.kind, quality=wished.quality
-        )
+            image, service.store.made(job.id)[number].recipe, kind=wished.kind, quality=wished.quality,
+            signing=service.signing,
+        )  # fmt: skip
     return base64_of(data)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..diffusion.samplers import METHODS
 from ..errors import MezzotintError
+from ..formats.credentials import Signing
 from ..formats.image import encode_image, encode_plain
 from ..pipeline import Event, Picture, Pipeline, Progress
 from ..request import Request, Settled
@@ -74,6 +75,7 @@ class Service:
             settings.models, device=settings.device, memory=settings.memory, extras=settings.extras,
             share=self.lane.shared,
         )  # fmt: skip
+        self.signing = Signing.read(settings.sign) if settings.sign else None
         self.shelf = Shelf(settings.extras)
         self.draining = False
         self._stopping = False
@@ -377,6 +379,7 @@ class Service:
         asked = reread(live.job, self.store)
         request = asked.model_copy(update={"seed": asked.seed + piece.number, "num_images": 1})
         begun, shown = time.monotonic(), 0
+        made: Picture | None = None
         with self.models.use(live.job.model) as pipeline, self.lane.member():
             for event in self.painter(live.job.model, pipeline, request, bool(live.watchers)):
                 if self._stopping:
@@ -387,7 +390,11 @@ class Service:
                     self._tell_step(live, piece.number, event)
                     shown += 1
                 else:
-                    self._keep(live, piece.number, event, pipeline)
+                    made = event
+        assert made is not None
+        self._keep(
+            live, piece.number, made
+        )  # out of the lane, where others would wait for what is asked next
         calls = max(1, shown * METHODS[request.sampler].evaluations)
         self._pace += 0.1 * ((time.monotonic() - begun) / calls / max(1, self.running) - self._pace)
 
@@ -404,11 +411,11 @@ class Service:
             for watcher in curious:
                 watcher.tell({**event, "event": "preview", "png": png})
 
-    def _keep(self, live: Live, number: int, picture: Picture, pipeline: Pipeline) -> None:
+    def _keep(self, live: Live, number: int, picture: Picture) -> None:
         reason = self.safety.check_picture(picture.image, picture.recipe)
         if reason:
             raise Blocked(reason)
-        png = encode_image(picture.image, picture.recipe)
+        png = encode_image(picture.image, picture.recipe, signing=self.signing)
         self.store.keep(live.job.id, number, png, picture.image.size, picture.recipe)
         self.metrics.pictures.labels(live.job.model).inc()
         with self._lock:

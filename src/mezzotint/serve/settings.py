@@ -39,6 +39,7 @@ class Settings:
     drain: float = 30.0  # seconds that running pictures have when the service is told to stop
     step_batching: bool = True
     mark: bool = True  # whether pictures are marked where a request does not say
+    sign: Path | None = None  # a folder with certificates and a key: pictures carry signed credentials
     blocked: Path | None = None  # words that are refused besides those that are built in
     limits: Limits = field(default_factory=Limits)
 

@@ -1,7 +1,7 @@
 // The page: asks for pictures, shows them on their way, keeps a gallery, and says what goes wrong.
 
 import { $, el, level, say, trouble, words } from "./dom.js";
-import { address, call, events, json, key, png } from "./api.js";
+import { address, base64, call, events, json, key, png } from "./api.js";
 import { curve } from "./curve.js";
 import * as form from "./form.js";
 import * as painter from "./paint.js";
@@ -160,7 +160,7 @@ async function card(made) {
 
 function actions(made, which) {
   const all = {
-    again: ["Make again", () => draw(recipeRequest(made))],
+    again: ["Make again", async () => draw(await recipeRequest(made))],
     vary: ["Vary", () => vary(made)],
     edit: ["Edit", () => edit(made)],
     knobs: ["Use its knobs", () => { form.fill(made.recipe); back(); }],
@@ -171,10 +171,14 @@ function actions(made, which) {
   return which.filter(has).map((action) => el("button", { type: "button", "aria-label": `${all[action][0]}: ${name(made)}`, onclick: all[action][1] }, all[action][0]));
 }
 
-function recipeRequest(made) {
+// What makes a picture again: the fields of its recipe, and the pictures that its job was given.
+async function recipeRequest(made) {
   const request = {};
-  for (const field of Object.keys(info.request.properties))
-    if (made.recipe[field] !== undefined && made.recipe[field] !== null && typeof made.recipe[field] !== "object") request[field] = made.recipe[field];
+  for (const field of Object.keys(info.request.properties)) {
+    const value = made.recipe[field];
+    if (value === undefined || value === null) continue;
+    request[field] = value.sha256 && !Array.isArray(value) ? await base64(await blobOf(`/api/jobs/${made.job}/inputs/${field}`)) : value;
+  }
   if (made.recipe.model in info.models) request.model = made.recipe.model;
   return request;
 }
@@ -183,7 +187,7 @@ const blobOf = async (url) => (await call(url)).blob();
 
 async function vary(made) {
   $("viewer").close();
-  const request = recipeRequest(made);
+  const request = await recipeRequest(made);
   if (info.tasks.vary && made.recipe.task === "text2img") {
     form.pick(await blobOf(made.url));
     form.choose("vary");
@@ -241,7 +245,8 @@ async function view(made) {
 }
 
 function recipe(told) {
-  const shown = Object.entries(told).filter(([, value]) => value !== null && value !== "" && typeof value !== "object");
+  const flat = { ...told, loras: form.listed(told.loras), embeddings: form.listed(told.embeddings) };
+  const shown = Object.entries(flat).filter(([, value]) => value !== null && value !== "" && typeof value !== "object");
   $("viewer-recipe").replaceChildren(...shown.flatMap(([field, value]) => [el("dt", {}, words(field)), el("dd", {}, String(value))]));
 }
 
@@ -267,6 +272,7 @@ async function dropped(file) {
       el("button", { type: "button", class: "primary", onclick: () => { form.fill(told); back(); } }, "Use its knobs"),
       ...actionsOf(file));
     recipe(told);
+    comesFrom(file);
     $("viewer").showModal();
   } catch (error) {
     if (error.status !== 400) return failed(error);
@@ -274,8 +280,15 @@ async function dropped(file) {
     $("viewer-picture").replaceChildren(el("img", { src: URL.createObjectURL(file), alt: file.name }));
     $("viewer-actions").replaceChildren(...actionsOf(file));
     $("viewer-recipe").replaceChildren(el("dt", {}, "None"), el("dd", {}, error.message));
+    comesFrom(file);
     $("viewer").showModal();
   }
+}
+
+// What label, credentials and mark say of a picture, and how sure that is.
+async function comesFrom(file) {
+  const told = await json("/api/verify", { method: "POST", body: file }).catch(() => null);
+  if (told) $("viewer-recipe").prepend(el("dt", {}, "Where it comes from"), el("dd", { id: "viewer-origin" }, told.says));
 }
 
 function actionsOf(file) {
@@ -367,6 +380,13 @@ function listen() {
     event.stopPropagation();
     document.body.classList.remove("dropping");
     form.pick(event.dataTransfer.files[0]);
+  });
+  $("manner-drop").addEventListener("drop", (event) => {
+    if (!event.dataTransfer.files[0]) return;
+    event.preventDefault();
+    event.stopPropagation();
+    document.body.classList.remove("dropping");
+    form.pickManner(event.dataTransfer.files[0]);
   });
   addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
   addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });

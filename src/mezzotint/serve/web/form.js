@@ -13,14 +13,21 @@ const NAMES = {
 const TASKS = { text2img: "Draw from words", img2img: "Draw a picture anew", vary: "Vary a picture",
   inpaint: "Draw a part anew", outpaint: "Grow a picture", interpolate: "Between two prompts" };
 
-export const picture = { blob: null, mask: null }; // what is worked on
+export const picture = { blob: null, mask: null, manner: null }; // what is worked on, where, and after what
 let info = null;
 
 export function build(given) {
   info = given;
   $("task").replaceChildren(...Object.keys(info.tasks).map((name) => el("option", { value: name }, TASKS[name] ?? words(name))));
   $("field-task").hidden = Object.keys(info.tasks).length < 2;
+  $("wearable").replaceChildren(...info.loras.map((name) => el("button", { type: "button", onclick: () => put(`<lora:${name}:0.8>`) }, name)));
   show(JSON.parse(localStorage.getItem(KEPT) ?? "{}"));
+}
+
+// A tag at the end of the prompt.
+function put(tag) {
+  $("prompt").value = `${$("prompt").value.trimEnd()} ${tag}`.trimStart();
+  $("prompt").focus();
 }
 
 const model = () => info.models[$("knob-model")?.value || Object.keys(info.models)[0]];
@@ -35,6 +42,7 @@ function show(values) {
   $("task-help").textContent = task.about;
   const fields = task.fields.filter((name) => !OWN.has(name) && !isPicture(info.request.properties[name]));
   $("given").hidden = !task.fields.includes("image");
+  $("manner").hidden = !task.fields.includes("style_image");
   $("paint").hidden = !task.fields.includes("mask") || !picture.blob;
   const made = new Map(fields.map((name) => [name, knob(name, values[name])]));
   const first = [];
@@ -73,6 +81,10 @@ function knob(name, value) {
   if (schema.type === "boolean")
     return choice(name, label, [["", usual ? "yes (usual)" : "no (usual)"], ["true", "yes"], ["false", "no"]], String(value ?? ""), help);
   if (schema.enum) return choice(name, label, [["", `usual (${usual})`], ...schema.enum], value, help);
+  if (schema.type === "array") {
+    const control = el("input", { type: "text", value: listed(value), "data-list": "true", placeholder: "name:0.8, name" });
+    return field(name, label, control, help, true);
+  }
   const number = schema.type === "integer" || schema.type === "number";
   const control = el("input", {
     type: number ? "number" : "text", value: value ?? "", min: schema.minimum?.toString(),
@@ -81,6 +93,17 @@ function knob(name, value) {
     placeholder: name === "seed" ? "random" : usual === null || usual === undefined ? "" : String(usual),
   });
   return field(name, label, control, help, name === "negative_prompt" || (!number && schema.type === "string"));
+}
+
+// LoRAs and learnt words, of a recipe or as they were typed, as text: "ink:0.8, thing".
+export function listed(value) {
+  if (!Array.isArray(value)) return value ?? "";
+  return value.map((one) => (typeof one === "string" ? one : worn(one))).join(", ");
+}
+
+function worn({ name, weight, text_weight: text }) {
+  if (weight === undefined) return name;
+  return text === null || text === undefined ? `${name}:${weight}` : `${name}:${text}:${weight}`;
 }
 
 function size(values) {
@@ -104,6 +127,7 @@ export async function asked() {
   for (const control of $("form").querySelectorAll(".knobs input, .knobs select")) {
     if (control.value === "") continue;
     if (control.name === "size") [request.width, request.height] = control.value.split("x").map(Number);
+    else if (control.dataset.list) request[control.name] = control.value.split(",").map((one) => one.trim()).filter(Boolean);
     else if (control.type === "number") request[control.name] = Number(control.value);
     else if (control.value === "true" || control.value === "false") request[control.name] = control.value === "true";
     else request[control.name] = control.value;
@@ -111,6 +135,7 @@ export async function asked() {
   keep();
   if (task.fields.includes("image") && picture.blob) request.image = await base64(picture.blob);
   if (task.fields.includes("mask") && picture.mask) request.mask = await base64(picture.mask);
+  if (task.fields.includes("style_image") && picture.manner) request.style_image = await base64(picture.manner);
   return request;
 }
 
@@ -150,6 +175,12 @@ export function pick(blob) {
   $("paint").hidden = !blob || !info.tasks[$("task").value].fields.includes("mask");
 }
 
+export function pickManner(blob) {
+  picture.manner = blob;
+  $("manner-image").hidden = !blob;
+  if (blob) $("manner-image").src = URL.createObjectURL(blob);
+}
+
 export function choose(task) {
   show({ ...kept(), task });
 }
@@ -162,5 +193,6 @@ export function listen() {
     show({ prompt: $("prompt").value, task: $("task").value });
   });
   $("given-file").addEventListener("change", (event) => event.target.files[0] && pick(event.target.files[0]));
+  $("manner-file").addEventListener("change", (event) => event.target.files[0] && pickManner(event.target.files[0]));
   $("unpick").addEventListener("click", () => pick(null));
 }
