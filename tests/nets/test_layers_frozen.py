@@ -1,10 +1,12 @@
 """Frozen layers: the same functions, the same row in any company, and no memory of weights that are gone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from mezzotint.nets.layers import Conv2d, Linear, frozen
+from mezzotint.nets.layers import Conv2d, Linear, frozen, gated
 
 
 def net():
@@ -70,3 +72,20 @@ def test_half_precision_is_torchs_own(dtype):
             torch.testing.assert_close(fast(x), plain(x), atol=2e-2, rtol=2e-2)
     remembered = [bool(layer.remembered) for layer in fast]
     assert all(remembered) or not any(remembered)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gated_product_in_half_precision_rounds_no_more_than_its_definition(dtype, bias):
+    torch.manual_seed(0)
+    exact = Linear(64, 256, bias=bias)
+    plain, fast = copy.deepcopy(exact).to(dtype), frozen(copy.deepcopy(exact).to(dtype))
+    x = torch.randn(2, 30, 64).to(dtype)
+    with torch.inference_mode():
+        a, b = nn.functional.linear(
+            x.float(), plain.weight.float(), None if not bias else plain.bias.float()
+        ).chunk(2, -1)
+        truth = a * nn.functional.gelu(b)
+        ours, theirs = (gated(layer, x).float() for layer in (fast, plain))
+    assert (ours - truth).square().mean() <= 1.05 * (theirs - truth).square().mean()
+    assert not torch.equal(ours, truth)

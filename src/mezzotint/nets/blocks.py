@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.types import Cond
-from .layers import Conv2d, Linear
+from .layers import Conv2d, Linear, gated
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -310,8 +310,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return gated(self.proj, x)
 
 
 class FeedForward(nn.Module):

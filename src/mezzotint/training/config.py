@@ -108,7 +108,9 @@ class Text(Section):
     )
     dictionary: Path = Path("/usr/share/wordnet")
     define: bool = Field(False, description="let the teacher read a word's definition beside the word")
-    recall: float = Field(0.0, ge=0, description="weight of which names a state calls to mind, as the teacher's does")
+    recall: float = Field(
+        0.0, ge=0, description="weight of which names a state calls to mind, as the teacher's does"
+    )
     keep: float = Field(
         0.0, ge=0, description="weight of staying with the states of `start` for texts that have pictures"
     )
