@@ -60,7 +60,7 @@ class WandB:
             self.wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise UsageError(
-                "run.wandb needs the package 'wandb'; pip install 'mezzotint[wandb]', or leave the key out"
+                f"run.wandb needs the package 'wandb' ({error}); pip install 'mezzotint[wandb]', or leave the key out"
             ) from error
         name = str(config.out.resolve())
         self.run = self.wandb.init(
