@@ -19,11 +19,16 @@ from ..diffusion.prediction import PREDICTIONS
 from ..diffusion.samplers.multistep import adams_bashforth
 from ..diffusion.samplers.steps import UNCONDITIONAL, estimate, toward
 from ..diffusion.types import Cond, Denoise, Noise, Sampler, Step
-from ..tasks.problem import Problem
+from ..tasks.problem import Problem, itself
 
 
 def begun_midway(problem: Problem, levels: Sequence[float], averaged: str) -> Problem:
-    """`problem`, which takes the last steps of all `levels` [N + 1], as diffusers' pipelines have PNDM solve it."""
+    """`problem`, which takes the last steps of all `levels` [N + 1], as diffusers' pipelines have PNDM solve it.
+
+    A problem that is solved in a way of our own, as inpainting with a model that was not made for it, stays as it is.
+    """
+    if problem.within is not itself:
+        return problem
     taken = len(problem.sigmas) - 1
     told = [0, 1, *range(1, len(levels) - 1)][
         len(levels) - 1 - taken :
