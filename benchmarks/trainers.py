@@ -5,7 +5,8 @@ for each trainer, in turn; images per second, peak memory, the loader's wait, an
 Quality for cost: every trainer has the same minutes and its own settings for the rest; its pictures are judged by a
 classifier that none of them trained, by the Frechet distance of features to pictures that nobody trained on.
 
-    pip install --no-deps denoising-diffusion-pytorch ema-pytorch pytorch-fid einops torchvision
+    pip install --no-deps denoising-diffusion-pytorch ema-pytorch pytorch-fid einops
+    pip install --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu      # that of the torch in use
     python benchmarks/trainers.py speed --data cifar10/train [--steps 10] [--rounds 3] [--batch 64]
     python benchmarks/trainers.py quality --data cifar10/train --judge cifar10/test --minutes 60 --seeds 3
 """

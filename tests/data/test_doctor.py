@@ -28,7 +28,7 @@ def sound(tmp_path):
 
 
 def told(folder, **knobs):
-    records, layout = check_folder(folder)
+    records, layout, _ = check_folder(folder)
     looks = list(examine(records, resolution=64))
     return report(records, looks, layout=layout, **knobs)
 
@@ -101,7 +101,7 @@ def test_captions(sound):
 
 def test_leaks_cross_the_border(sound):
     plant(sound, "again.png", scene(5))
-    records, _ = check_folder(sound)
+    records, _, _ = check_folder(sound)
     looks = list(examine(records))
     names = [record.path.name for record in records]
     across = report(records, looks, [names.index("again.png")])
@@ -112,12 +112,12 @@ def test_leaks_cross_the_border(sound):
 
 
 def test_held_out_pictures_stay_held_out(sound):
-    records, _ = check_folder(sound)
+    records, _, _ = check_folder(sound)
     before = {records[i].path.name for i in split(records, 0.5).held_out}
     assert 0 < len(before) < 12
     for i in range(30):
         plant(sound, f"new-{i}.png", scene(200 + i))
-    records, _ = check_folder(sound)
+    records, _, _ = check_folder(sound)
     after = {records[i].path.name for i in split(records, 0.5).held_out}
     assert before == {name for name in after if not name.startswith("new")}
     assert split(records, 0.0).held_out == ()

@@ -1,6 +1,7 @@
 """Tar shards give the records that were put into them; damage is found where it is; nothing is fetched unasked."""
 
 import io
+import json
 import tarfile
 import threading
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mezzotint.cli import run
 from mezzotint.data.remote import Shelf, address, open_url
 from mezzotint.data.shards import Access, DamagedData, expanded, read_shards, said_of, sample_key
 from mezzotint.data.sources import find_layout, read_records
@@ -131,7 +133,7 @@ def damage(shard, kind):
         ("no tar", 0, r"shard-001\.tar is cut short or no tar archive"),
     ],
 )
-def test_damage_is_one_line_or_left_out(tmp_path, kind, left, message):
+def test_damage_is_one_line_or_left_out(tmp_path, capsys, kind, left, message):
     pattern = write_shards(tmp_path)
     damage(tmp_path / "shard-001.tar", kind)
     with pytest.raises(MezzotintError, match=message + r'.*dataset\.damaged = "skip"') as told:
@@ -141,6 +143,10 @@ def test_damage_is_one_line_or_left_out(tmp_path, kind, left, message):
         records = read_shards(pattern, Access(damaged="skip"))
     assert len([r for r in records if r.path.name == "shard-001.tar"]) == left
     assert len(records) == 10 + left
+    assert run(["data", "check", str(pattern), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["layout"], found["findings"]["corrupt"]["count"]) == ("shards", 1)
+    assert sum(bucket["pictures"] for bucket in found["buckets"]) == 10 + left
 
 
 def test_what_is_held_out_is_the_same_wherever_the_shards_lie(tmp_path):

@@ -66,7 +66,7 @@ def test_rows_become_records(folder, tmp_path):
     assert chosen_columns(folder, {}) == ("picture", "caption", "kind")
     chosen = Access(columns={"caption": "id"})
     assert read_records(folder, access=chosen)[3].captions == ("id-3",)
-    _, told = check_folder(folder)
+    _, told, _ = check_folder(folder)
     assert told == "table (pictures: column 'picture', captions: column 'caption', classes: column 'kind')"
     for wrong, message in (
         ({"caption": "captoin"}, "unknown column of d 'captoin'; did you mean 'caption'"),

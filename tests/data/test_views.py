@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mezzotint.data.views import View, bucket_table, buckets, cut_off, nearest, seen
+from mezzotint.data.views import View, bucket_rows, bucket_table, buckets, cut_off, nearest, seen
 
 
 @pytest.mark.parametrize(("resolution", "step"), [(512, 64), (1024, 64), (128, 8), (32, 1)])
@@ -51,8 +51,8 @@ def test_windows_and_mirrors():
 
 
 def test_the_table_counts():
-    table = bucket_table([(64, 64), (640, 320), (100, 50)], [(64, 64), (88, 44), (88, 44)])
+    table = bucket_table(bucket_rows([(64, 64), (640, 320), (80, 40)], [(64, 64), (88, 44), (88, 44)]))
     assert table.splitlines()[1:] == [
         "64 x 64             1    0.0%         0",
-        "88 x 44             2    0.0%         0",
+        "88 x 44             2    0.0%         1",
     ]

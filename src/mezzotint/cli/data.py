@@ -62,13 +62,15 @@ def check(
     from ..data.views import bucket_rows, bucket_table, buckets, nearest
 
     show = Show(as_json)
-    records, found = check_folder(path, layout)
+    records, found, faults = check_folder(path, layout)
     looks = list(show.each(examine(records, resolution=resolution), len(records), "looking", unit="pictures"))
-    told = report(records, looks, split(records, held_out).held_out, layout=found, captions=found != "plain")
+    held = split(records, held_out).held_out
+    told = report(records, looks, held, layout=found, captions=found != "plain", faults=faults)
     sizes, choices = [look.size for look in looks if look.size], buckets(resolution, step, aspect)
     chosen = [nearest(size, choices) for size in sizes]
-    rows = [row._asdict() for row in bucket_rows(sizes, chosen)]
-    text = f"{told.text()}\n{bucket_table(sizes, chosen)}"
-    show.result(text, event="check", path=str(path), **told.to_dict(), buckets=rows)
+    rows = bucket_rows(sizes, chosen)
+    text = f"{told.text()}\n{bucket_table(rows)}"
+    facts = told.to_dict() | {"buckets": [row._asdict() for row in rows]}
+    show.result(text, event="check", path=str(path), **facts)
     if told.severe:
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -42,6 +43,22 @@ class Show:
         """Something for people alone, on stderr."""
         if not self.as_json:
             self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def warned(self) -> Iterator[None]:
+        """Our own warnings are notes while this lasts."""
+        with warnings.catch_warnings():
+            usual = warnings.showwarning
+
+            def told(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+                if not category.__module__.startswith("mezzotint."):
+                    usual(message, category, *rest, **more)
+                    return
+                self.event(event="note", text=str(message))
+                self.note(str(message))
+
+            warnings.showwarning = told
+            yield
 
     @contextmanager
     def bar(self, *, unit: str = "step") -> Iterator[Progress]:

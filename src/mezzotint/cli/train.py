@@ -60,7 +60,7 @@ def train(
 
     from ..training.watch import session
 
-    with show.bar() as progress, session(settings) as here:
+    with show.bar() as progress, show.warned(), session(settings) as here:
         first = progress.add_task("preparing", total=None, note="")
         for done, total in here.prepare():
             progress.update(first, completed=done, total=total)

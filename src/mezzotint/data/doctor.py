@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from PIL import Image
 from ..errors import MezzotintError
 from ..formats.image import flatten, open_image
 from .folder import EXIF_TURN, Record
+from .shards import Access, DamagedData
 from .sources import described, read_records
 
 NEAR = 3  # bits of 64 in which near copies differ at most
@@ -143,9 +145,14 @@ def report(
     *,
     layout: str = "",
     captions: bool = True,
+    faults: Sequence[str] = (),
 ) -> Report:
-    """What the looks say together. `captions`: whether every picture needs one. `held_out`: numbers of pictures."""
+    """What the looks say together. `captions`: whether every picture needs one. `held_out`: numbers of pictures.
+
+    `faults`: what could not even be looked at.
+    """
     findings: dict[str, list[str]] = defaultdict(list)
+    findings["corrupt"] += faults
     for look in looks:
         for kind in look.finds:
             findings[kind].append(look.detail or records[look.number].name)
@@ -202,9 +209,13 @@ def find_classes(records: Sequence[Record]) -> Mapping[str, int] | None:
     return Counter(record.extra["class"] for record in records)
 
 
-def check_folder(path: Path, layout: str = "auto") -> tuple[list[Record], str]:
-    """The records of a folder or of shards, and the name of the layout."""
-    return read_records(path, layout), described(path, layout)
+def check_folder(path: Path, layout: str = "auto") -> tuple[list[Record], str, list[str]]:
+    """The records of a folder or of shards, the name of the layout, and what of the shards cannot be read."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", DamagedData)
+        records = read_records(path, layout, Access(damaged="skip"))
+    faults = [fault for w in said if isinstance(w.message, DamagedData) for fault in w.message.faults]
+    return records, described(path, layout), faults
 
 
 def _turned(data: bytes) -> bool:

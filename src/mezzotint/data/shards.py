@@ -40,7 +40,12 @@ LARGEST_TEXT = 1 << 24  # bytes of a .txt, .json or .cls
 
 
 class DamagedData(UserWarning):
-    """Some of the data cannot be read, and is left out because that was allowed."""
+    """Some of the data cannot be read, and is left out because that was allowed; `faults` has a line for each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        super().__init__(f"left out: {faults[0]}{more}")
+        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True)
@@ -313,8 +318,7 @@ def _records(
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise MezzotintError(f'{faults[0]}{more}; replace what is damaged, or set dataset.damaged = "skip"')
     if faults:
-        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-        warnings.warn(f"left out: {faults[0]}{more}", DamagedData, stacklevel=3)
+        warnings.warn(DamagedData(faults), stacklevel=3)
     records = [
         Record(
             Path(shard),

@@ -99,10 +99,10 @@ def bucket_rows(sizes: Sequence[Size], chosen: Sequence[Size]) -> list[Bucket]:
     return rows
 
 
-def bucket_table(sizes: Sequence[Size], chosen: Sequence[Size]) -> str:
+def bucket_table(rows: Sequence[Bucket]) -> str:
     """How many pictures each bucket has, how much of them is cut off, and how many are enlarged: a text table."""
     lines = ["bucket       pictures  cut off  enlarged"]
-    for bucket in bucket_rows(sizes, chosen):
+    for bucket in rows:
         name = f"{bucket.size[0]} x {bucket.size[1]}"
         lines.append(f"{name:<12} {bucket.pictures:>8}  {bucket.cut_off:>6.1%}  {bucket.enlarged:>8}")
     return "\n".join(lines)

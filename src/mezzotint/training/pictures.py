@@ -23,7 +23,7 @@ from ..data.remote import open_url
 from ..data.shards import Access, in_shard
 from ..data.sources import read_records
 from ..data.split import split
-from ..data.views import Bucket, Seen, Size, View, bucket_rows, bucket_table, buckets, cut_off, nearest, seen
+from ..data.views import Bucket, Seen, Size, View, bucket_rows, bucket_table, buckets, nearest, seen
 from ..diffusion.noise import generator
 from ..errors import UsageError
 from ..formats.image import open_image
@@ -33,6 +33,7 @@ from .world import WHOLE, Share
 
 T = TypeVar("T")
 
+LOOKED = 10_000  # pictures whose sizes are looked at where nothing depends on them
 ENDLESS = 2**31  # windows and mirrors of a picture, where none is kept
 GIB = 2**30
 
@@ -160,17 +161,18 @@ class Pictures:
 
     def table(self) -> str:
         """The buckets of the pictures that are trained on, as text."""
-        train = self.split.train
-        return bucket_table([self.sizes[i] for i in train], [self.buckets[i] for i in train])
+        return bucket_table(self.rows_of_buckets())
 
     def rows_of_buckets(self) -> list[Bucket]:
-        """The same, as rows."""
+        """The same, as rows; with one bucket, of very many pictures some are looked at."""
         train = self.split.train
-        return bucket_rows([self.sizes[i] for i in train], [self.buckets[i] for i in train])
-
-    def worst_cut(self) -> float:
-        """The largest share of a picture that its bucket cuts off."""
-        return max(cut_off(size, bucket) for size, bucket in zip(self.sizes, self.buckets, strict=True))
+        if len(self.choices) > 1:
+            return bucket_rows([self.sizes[i] for i in train], [self.buckets[i] for i in train])
+        looked = self.some(train, LOOKED)
+        sizes = [picture_size(self.records[i]) for i in looked]
+        scale = len(train) / max(1, len(looked))
+        rows = bucket_rows(sizes, [self.buckets[i] for i in looked])
+        return [row._replace(pictures=len(train), enlarged=round(row.enlarged * scale)) for row in rows]
 
     def some(self, among: Sequence[int], count: int) -> list[int]:
         """Some of the pictures `among`, the same ones every time, spread over them; all if there are fewer."""
