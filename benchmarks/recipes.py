@@ -168,12 +168,11 @@ def consistency(asked: Asked) -> None:
         "an owl on a yellow background",
         "a rocket on a navy background",
     ]
-    cells, labels = [], []
-    for prompt in prompts:
-        for name, pipe, steps in ways:
-            cells.append(pipe(prompt, seed=1, num_inference_steps=steps)[0])
-            labels.append(f"{name}, {steps} step{'s' * (steps > 1)}")
-    figure(asked, "consistency", contact_sheet(cells, labels[: len(ways)], columns=len(ways)))
+    cells = [pipe(p, seed=1, num_inference_steps=steps)[0] for p in prompts for _, pipe, steps in ways]
+    labels = [f"{name}, {steps} step{'s' * (steps > 1)}" for name, _, steps in ways]
+    for prompt in prompts[1:]:
+        labels += [prompt, *[""] * (len(ways) - 1)]
+    figure(asked, "consistency", contact_sheet(cells, labels, columns=len(ways)))
     judge = referee(asked, scenes)
     rows = []
     for name, pipe, steps in ways:
