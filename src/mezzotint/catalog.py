@@ -19,10 +19,19 @@ from .formats.folder import CARD
 from .formats.scheduler import Plan
 from .formats.single import read_card
 from .formats.tensors import read_metadata
-from .nets import UNetConfig
+from .nets import BackboneConfig
 
 EMBEDDED = Path(__file__).parent / "models"
-COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+COMPONENTS = (
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "transformer",
+    "unet",
+    "vae",
+)
 
 
 class Scaled(Protocol):
@@ -82,7 +91,7 @@ def model_name(path: Path) -> str:
     return hub.repository_of(path) or (path.stem if path.is_file() else path.name)
 
 
-def read_defaults(folder: Path, unet: UNetConfig, scaled: Scaled, plan: Plan) -> Defaults:
+def read_defaults(folder: Path, unet: BackboneConfig, scaled: Scaled, plan: Plan) -> Defaults:
     """What the folder's own files say, and over them its `mezzotint.json`.
 
     Raises MezzotintError for a key in that file that is unknown or of the wrong type.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .diffusion.types import Cond, Net
 from .errors import UsageError, unknown
 from .formats.atomic import new_folder
-from .nets import UNet
+from .nets import Backbone, UNet
 from .nets.blocks import Control
 from .nets.layers import PAIR
 
@@ -42,7 +42,7 @@ TAKEN = ("keys", "mask", "told", "label", "concat")  # fields of a `Cond` that a
 Inputs = dict[str, Tensor]
 
 
-def realiser(name: str, precision: str, device: torch.device) -> Callable[[UNet], Net]:
+def realiser(name: str, precision: str, device: torch.device) -> Callable[[Backbone], Net]:
     """What makes the nets that compute: `name` is one of `ENGINES`, `precision` a name of `precision.PRECISIONS`.
 
     Raises UsageError for an unknown name, for OpenVINO if it is not installed or the device is no processor.
@@ -57,11 +57,19 @@ def realiser(name: str, precision: str, device: torch.device) -> Callable[[UNet]
         )
     if find_spec("openvino") is None:
         raise UsageError(f"engine {name} needs OpenVINO; install it with `pip install mezzotint[openvino]`")
-    return lambda unet: Graphed(unet, precision, int8=name == "openvino-int8")
+
+    def graphed(net: Backbone) -> Net:
+        if not isinstance(net, UNet):
+            raise UsageError(
+                f"engine {name} computes U-Nets, and this model is a transformer; leave --engine"
+            )
+        return Graphed(net, precision, int8=name == "openvino-int8")
+
+    return graphed
 
 
-def _itself(unet: UNet) -> Net:
-    return unet
+def _itself(net: Backbone) -> Net:
+    return net
 
 
 class Graphed:

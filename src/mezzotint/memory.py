@@ -17,7 +17,7 @@ import torch
 
 from .codec import Codec, Latents
 from .engine import Graphed
-from .nets import UNet, UNetConfig, VAEConfig
+from .nets import BackboneConfig, UNet, VAEConfig
 from .nets.layers import PAIR, Conv2d
 from .nets.winograd import tile_size
 from .precision import PRECISIONS
@@ -96,9 +96,9 @@ def _decoding(codec: Codec, height: int, width: int) -> int:
     return decoding(codec.vae.config, height, width, codec.vae.dtype.itemsize)
 
 
-def drawing(config: UNetConfig, rows: int, height: int, width: int, itemsize: int) -> int:
-    """Bytes of one evaluation of a U-Net on `rows` maps of height x width."""
-    return DRAWING * config.block_out_channels[0] * rows * height * width * itemsize
+def drawing(config: BackboneConfig, rows: int, height: int, width: int, itemsize: int) -> int:
+    """Bytes of one evaluation of a net on `rows` maps of height x width."""
+    return DRAWING * config.first_width * rows * height * width * itemsize
 
 
 def decoding(config: VAEConfig, height: int, width: int, itemsize: int) -> int:

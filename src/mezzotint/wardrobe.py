@@ -21,7 +21,7 @@ from .errors import MezzotintError, UsageError
 from .extras import EmbeddingUse, Extra, LoraUse, find_extra
 from .formats.embedding import read_embedding
 from .formats.lora import aliases, read_lora, short_hash
-from .nets import UNet
+from .nets import Backbone, UNet
 from .nets.lowrank import Change, changed
 from .text import Encoder, TextEncoder
 
@@ -45,11 +45,11 @@ class Wardrobe:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Backbone,
         encoder: Encoder,
         names: Sequence[str] = (),
         folders: Sequence[Path | str] = (),
-        realised: Callable[[UNet], Net] = lambda unet: unet,
+        realised: Callable[[Backbone], Net] = lambda unet: unet,
     ) -> None:
         self.unet, self.encoder, self.realised = unet, encoder, realised
         self.net = realised(unet)
@@ -83,9 +83,10 @@ class Wardrobe:
     def _put_on(self, loras: Sequence[LoraUse], embeddings: Sequence[EmbeddingUse]) -> Worn:
         nets: dict[str, nn.Module] = {"unet": self.unet, **self.texts}
         changes: dict[str, dict[str, list[tuple[Change, float]]]] = {name: {} for name in nets}
+        others = aliases(self.unet) if isinstance(self.unet, UNet) else {}
         for use in loras:
             path = find_extra("LoRA", use.name, self.folders)
-            for component, layers in read_lora(path, nets, aliases=aliases(self.unet)).layers.items():
+            for component, layers in read_lora(path, nets, aliases=others).layers.items():
                 weight = use.weights[component != "unet"]
                 for layer, change in layers.items() if weight else ():
                     changes[component].setdefault(layer, []).append((change, weight))

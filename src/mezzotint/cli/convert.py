@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Download, Force, Json, Variant
+from .options import Download, Force, Json, Model, Variant
 from .show import Show
 
 
@@ -27,9 +27,19 @@ class Prediction(StrEnum):
     v_prediction = "v_prediction"
 
 
+class Dialect(StrEnum):
+    """Forms of LoRA files."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A model's name, its folder, or its single file.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A model's name, its folder, or its single file; with --to a LoRA."
+        ),
     ],
     target: Annotated[
         Path, typer.Argument(metavar="DST", help="A name in .safetensors for a single file, else a folder.")
@@ -51,12 +61,17 @@ def convert(
             "--allow-pickle", help="Also take weights out of .ckpt and .bin; no code of such a file is run."
         ),
     ] = False,
+    to: Annotated[
+        Dialect | None,
+        typer.Option("--to", help="SRC is a LoRA: write it for diffusers and PEFT, or for kohya's readers."),
+    ] = None,
+    model: Model = "emoji",
     download: Download = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a diffusers folder into a single file or back, or halve its precision; there and back, the bytes of every
-    tensor are the same."""
+    """Turn a diffusers folder into a single file or back, halve its precision, or write a LoRA (made for --model) in
+    another dialect; there and back, the bytes of every tensor are the same."""
     from dataclasses import replace
 
     from ..catalog import find_model
@@ -65,6 +80,10 @@ def convert(
     from ..formats.tensors import DTYPES, PICKLED
 
     show = Show(as_json)
+    if to is not None:
+        _lora(Path(source), target, find_model(model, download=download), to, precision, force)
+        show.result(str(target), path=str(target), kind="LoRA", left_out=0)
+        return
     path = find_model(source, download=download)
     if allow_pickle and path.suffix in PICKLED and (kind := _extra(path, target, precision, force)):
         show.result(str(target), path=str(target), kind=kind, left_out=0)
@@ -79,6 +98,36 @@ def convert(
         + f"; {left_out} tensors that no component uses were left out" * (left_out > 0)
     )
     show.result(str(target), path=str(target), kind=title(parts.configs), left_out=left_out)
+
+
+def _lora(
+    path: Path, target: Path, model: Path, to: Dialect, precision: Precision | None, force: bool
+) -> None:
+    """Writes a LoRA in the dialect `to`; of the model only the names and shapes of layers are looked at."""
+    import torch
+
+    from ..errors import UsageError
+    from ..formats.lora import aliases, read_lora, write_lora
+    from ..formats.native import is_native
+    from ..formats.opened import configs_at
+    from ..formats.tensors import DTYPES
+    from ..nets import CLIPTextModel, UNet
+
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: a LoRA is one file; give a name in .safetensors")
+    if is_native(model):
+        raise UsageError(
+            f"{model}: LoRA files are for models in Stable Diffusion's layout; name one with --model"
+        )
+    configs = configs_at(model)
+    with torch.device("meta"):  # shapes without numbers
+        unet = UNet(configs.unet)
+        texts = {name: CLIPTextModel(config) for name, config in configs.encoders.items()}
+    lora = read_lora(path, {"unet": unet, **texts}, aliases=aliases(unet))
+    dtype = DTYPES[precision] if precision else None
+    write_lora(
+        target, lora, dialect="kohya" if to is Dialect.kohya else "diffusers", dtype=dtype, replace=force
+    )
 
 
 def _extra(path: Path, target: Path, precision: Precision | None, force: bool) -> str | None:

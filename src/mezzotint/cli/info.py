@@ -83,8 +83,8 @@ def _native(path: Path) -> dict[str, Any]:
     from ..catalog import read_defaults
     from ..codec import Pixels
     from ..formats.atomic import read_json
-    from ..formats.native import PLAN, native_tensors, plan_from_json
-    from ..nets import CLIPTextConfig, UNetConfig, VAEConfig
+    from ..formats.native import PLAN, backbone, native_tensors, plan_from_json
+    from ..nets import CLIPTextConfig, VAEConfig
 
     def config(name: str) -> dict[str, Any]:
         return read_json(path / name / "config.json")
@@ -92,7 +92,7 @@ def _native(path: Path) -> dict[str, Any]:
     tensors = native_tensors(path)
     vae = VAEConfig.from_dict(config("vae")) if "vae" in tensors else None
     plan = plan_from_json(read_json(path / "scheduler" / PLAN), str(path / "scheduler" / PLAN))
-    defaults = read_defaults(path, UNetConfig.from_dict(config("unet")), vae or Pixels(), plan)
+    defaults = read_defaults(path, backbone(path)[0], vae or Pixels(), plan)
     classes = read_json(path / "model_index.json").get("id2label", {})
     facts: dict[str, Any] = {"model": path.name, "kind": "a diffusion model of mezzotint's own"}
     facts |= {"form": "a mezzotint folder"} | _components(tensors) | _totals(tensors)

@@ -1,7 +1,7 @@
 """The folder of a model that Stable Diffusion's layout has no words for: of pixels, of classes, of other processes.
 
     model_index.json    {"_class_name": "MezzotintPipeline", "unet": [...], "vae": [...], "id2label": {"0": "cat", ...}}
-    unet/  vae/  text_encoder/  tokenizer/    as in a diffusers folder, each opened by the class that is named there
+    unet/ or transformer/, vae/, text_encoder/, tokenizer/    as in a diffusers folder, of the classes named there
     scheduler/plan.json    process, prediction, sampler, grid
 
 Components that a model does not have are left out: without `vae` it works on pixels, without `id2label` and
@@ -10,7 +10,7 @@ Components that a model does not have are left out: without `vae` it works on pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,20 @@ from ..diffusion.prediction import PREDICTIONS
 from ..diffusion.process import EDM, Flow, VarianceExploding, VariancePreserving
 from ..diffusion.samplers import SAMPLERS
 from ..errors import MezzotintError, unknown
-from ..nets import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet, UNetConfig, VAEConfig
+from ..nets import (
+    AutoencoderKL,
+    Backbone,
+    BackboneConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    DiT,
+    DiTConfig,
+    PixArt,
+    PixArtConfig,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
 from .atomic import new_folder, read_json, write_file, write_json
 from .folder import STEMS, WRITTEN_FOR
 from .scheduler import Plan
@@ -32,8 +45,13 @@ from .tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 
 CLASS_NAME = "MezzotintPipeline"
 PLAN = "plan.json"
+# the net that takes noise off: class -> folder, configuration, net
+BACKBONES: dict[str, tuple[str, type[BackboneConfig], Callable[[Any], Backbone]]] = {
+    "UNet2DConditionModel": ("unet", UNetConfig, UNet),
+    "DiTTransformer2DModel": ("transformer", DiTConfig, DiT),
+    "PixArtTransformer2DModel": ("transformer", PixArtConfig, PixArt),
+}
 CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
@@ -49,7 +67,7 @@ PROCESSES: dict[str, type] = {
 class NativeConfigs:
     """What tasks ask of a model's configurations; see `checkpoint.Configs`."""
 
-    unet: UNetConfig
+    unet: BackboneConfig  # of whichever net it is
     plan: Plan
     sized: int = 0
     inpainting: bool = False
@@ -57,9 +75,9 @@ class NativeConfigs:
 
 @dataclass(frozen=True)
 class NativeModel:
-    """A U-Net and what goes with it."""
+    """A net that takes noise off and what goes with it."""
 
-    unet: UNet
+    unet: Backbone  # a transformer goes by that name too
     plan: Plan
     vae: AutoencoderKL | None = None  # None: diffusion works on pixels
     text_encoder: CLIPTextModel | None = None
@@ -80,8 +98,8 @@ def is_native(folder: Path) -> bool:
 def native_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of each component, still on the disk."""
     return {
-        name: dict(read_weights(folder / name, STEMS[name])[0])
-        for name in CLASSES
+        name: dict(read_weights(folder / name, STEMS.get(name, STEMS["unet"]))[0])
+        for name in dict.fromkeys([*(place for place, _, _ in BACKBONES.values()), *CLASSES])
         if (folder / name).is_dir()
     }
 
@@ -95,10 +113,12 @@ def write_native(
     replace: bool = False,
 ) -> None:
     """Write a model as such a folder, whole or not at all; raises as `folder.write_folder`."""
-    nets: dict[str, Any] = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
+    name_of_net = model.unet.config.to_dict()["_class_name"]
+    first = BACKBONES[name_of_net][0]
+    nets: dict[str, Any] = {first: model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
     nets = {name: net for name, net in nets.items() if net is not None}
     index: dict[str, Any] = {"_class_name": CLASS_NAME, "_diffusers_version": WRITTEN_FOR}
-    index |= {name: list(CLASSES[name]) for name in nets}
+    index |= {name: list(CLASSES.get(name, ("diffusers", name_of_net))) for name in nets}
     if model.classes:
         index["id2label"] = {str(i): name for i, name in enumerate(model.classes)}
     with new_folder(path, replace=replace) as part:
@@ -108,7 +128,8 @@ def write_native(
             write_tokenizer(part / "tokenizer", model.tokenizer)
         for name, net in nets.items():
             write_json(part / name / "config.json", net.config.to_dict())
-            write_tensors(part / name / f"{STEMS[name]}.safetensors", net.state_dict(), dtype=dtype)
+            stem = STEMS.get(name, STEMS["unet"])
+            write_tensors(part / name / f"{stem}.safetensors", net.state_dict(), dtype=dtype)
         for name, content in (files or {}).items():
             write_file(part / name, content)
 
@@ -124,9 +145,9 @@ def read_native(folder: Path, *, device: torch.device | str = "cpu") -> NativeMo
         tensors, where = read_weights(folder / name, STEMS[name])
         return build(lambda: make(keys), tensors, where=where, device=device)
 
-    unet = net("unet", UNetConfig.from_dict, UNet)
-    if unet is None:
-        raise MezzotintError(f"{folder}: the component 'unet' is missing; the checkpoint is incomplete")
+    keys, make = backbone(folder)
+    tensors, where = read_weights(folder / BACKBONES[keys.to_dict()["_class_name"]][0], STEMS["unet"])
+    unet = build(lambda: make(keys), tensors, where=where, device=device)
     text = net("text_encoder", CLIPTextConfig.from_dict, CLIPTextModel)
     longest = text.config.max_position_embeddings if text is not None else 0
     tokenizer = read_tokenizer(folder / "tokenizer", max_length=longest) if text is not None else None
@@ -144,6 +165,19 @@ def read_native(folder: Path, *, device: torch.device | str = "cpu") -> NativeMo
     ):
         raise MezzotintError(f"{folder}: the U-Net is told other things than the folder has names for")
     return model
+
+
+def backbone(folder: Path) -> tuple[BackboneConfig, Callable[[Any], Backbone]]:
+    """The configuration and the class of the net that takes noise off, without its weights."""
+    for place in dict.fromkeys(place for place, _, _ in BACKBONES.values()):
+        if (folder / place).is_dir():
+            raw = read_json(folder / place / "config.json")
+            name = raw.get("_class_name", next(iter(BACKBONES)))
+            if name not in BACKBONES:
+                raise MezzotintError(f"{folder / place}: {unknown('net', str(name), BACKBONES)}")
+            _, config, net = BACKBONES[name]
+            return config.from_dict(raw), net
+    raise MezzotintError(f"{folder}: the component 'unet' is missing; the checkpoint is incomplete")
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

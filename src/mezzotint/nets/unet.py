@@ -169,6 +169,16 @@ class UNetConfig:
         return {"_class_name": CLASS_NAME} | serialise(self, fixed=FIXED)
 
     @property
+    def multiple(self) -> int:
+        """What the sides of a map should be multiples of: then every resolution is half of the one before."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def first_width(self) -> int:
+        """Channels per pixel of the map that it works on."""
+        return self.block_out_channels[0]
+
+    @property
     def takes_text(self) -> bool:
         """Whether any part of the net looks at a text."""
         looks = (

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..catalog import content_hash, find_model
 from ..codec import Latents
 from ..errors import MezzotintError, UsageError, unknown
@@ -136,7 +138,7 @@ class Models:
 def held(pipeline: Pipeline) -> int:
     """Bytes that a model's nets hold: weights, and what layers have made of them and keep (see `nets/layers.py`)."""
     codec = getattr(pipeline.codec, "codec", pipeline.codec)  # the one behind the lane
-    nets = [pipeline.wardrobe.unet, *pipeline.wardrobe.texts.values()]
+    nets: list[nn.Module] = [pipeline.wardrobe.unet, *pipeline.wardrobe.texts.values()]
     nets += [codec.vae] if isinstance(codec, Latents) else []
     modules = [module for net in nets for module in net.modules()]
     tensors = [

@@ -26,7 +26,7 @@ from ..errors import UsageError
 from ..exact import tried
 from ..formats.checkpoint import SCORE
 from ..formats.image import resized, to_tensor
-from ..nets import text_time
+from ..nets import UNetConfig, text_time
 from ..nets.blocks import Attentive
 from ..prompt import Conjunct, Script, conjuncts
 
@@ -163,7 +163,9 @@ def sized(pipeline: Pipeline, request: Settled, cond: Cond, score: float) -> Con
         return cond
     ids: list[float] = [request.original_height, request.original_width, request.crop_top, request.crop_left]
     ids += [score] if numbers == SCORE else [request.height, request.width]
-    each = pipeline.configs.unet.addition_time_embed_dim or 0
+    unet = pipeline.configs.unet
+    assert isinstance(unet, UNetConfig)  # other nets are told no numbers
+    each = unet.addition_time_embed_dim or 0
     return cond._replace(pooled=text_time(cond.pooled, cond.pooled.new_tensor([ids]), each))
 
 

@@ -81,7 +81,10 @@ class Run(Section):
 
 
 class VAE(Section):
-    """The autoencoder: L1 and gradient errors, a light KL term, latents that turn and scale with the picture."""
+    """The autoencoder: L1 and gradient errors, a light KL term, latents that turn and scale with the picture.
+
+    From `perceptual` on for the stage `autoencoder` alone, which takes any pictures.
+    """
 
     crop: int = Field(64, gt=0, description="side in pixels of the crops it is trained on")
     kl: float = Field(1e-5, ge=0)
@@ -94,7 +97,15 @@ class VAE(Section):
     equivariance: float = Field(
         0.5, ge=0, le=1, description="share of steps on transformed latents, in the first half"
     )
-    start: Path | None = None  # a folder to take the first weights from
+    start: Path | None = None  # a folder to take the first weights from; for `autoencoder` a model's name too
+    perceptual: float = Field(1.0, ge=0, description="weight of the unlikeness that `features` sees")
+    features: Path | None = None  # the folder that the stage `features` wrote; no such part if not given
+    adversarial: float = Field(
+        0.0, ge=0, description="weight of the critic's part, which is balanced; 0: none"
+    )
+    adversarial_from: float = Field(0.5, ge=0, lt=1, description="share of the run after which it joins")
+    critic: int = Field(64, gt=0, multiple_of=8, description="channels of the critic's first map")
+    decoder_only: bool = False  # latents stay as they are, so that models of them go on
 
 
 class Text(Section):
@@ -171,12 +182,15 @@ class Model(Section):
     condition: Literal["none", "class", "text"] = "text"
     vae: str = ""  # a model, or a vae folder, whose latents it works on; pixels if not given
     text: str = ""  # a model whose text encoder it listens to
-    process: Literal["variance_preserving", "edm", "flow"] = "variance_preserving"
+    process: Literal["variance_preserving", "variance_exploding", "edm", "flow"] = "variance_preserving"
     schedule: str = "scaled_linear"  # of variance_preserving
     zero_snr: bool = False
     shift: float = Field(1.0, gt=0, description="of flow: towards noise, for large pictures")
     prediction: str = "v_prediction"
     weight: str = "min_snr"
+    uncertainty: bool = (
+        False  # and over that a weight that is learned, so that every noise level has the same say
+    )
     levels: str = "uniform"
     level_mean: float = 0.0
     level_std: float = 1.0
@@ -229,11 +243,15 @@ class Consistency(Section):
 class TrainConfig(Section):
     """One run of one stage."""
 
-    stage: Literal["vae", "text", "diffusion", "model", "lora", "embedding", "consistency"]
+    stage: Literal[
+        "vae", "text", "diffusion", "model", "lora", "embedding", "consistency", "features", "autoencoder"
+    ]
     data: Path
     out: Path
     seed: int = 0
-    net: dict[str, Any] = Field(default_factory=dict)  # keys of the net's own configuration
+    net: dict[str, Any] = Field(
+        default_factory=dict
+    )  # keys of the net's own configuration; kind: unet or dit
     optim: Optim
     run: Run = Run()
     vae: VAE = VAE()

@@ -23,7 +23,7 @@ from ..data.folder import Record
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.grids import sigma_grid
 from ..diffusion.guidance import cfg
-from ..diffusion.loss import LEVELS, WEIGHTS
+from ..diffusion.loss import LEVELS, WEIGHTS, Uncertainty
 from ..diffusion.noise import INITIAL, batch_noise, generator
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
@@ -64,6 +64,8 @@ class Batch:
 class DenoisingStage:
     """Trains the U-Net; autoencoder and text encoders stay as they are."""
 
+    levels: Uncertainty | None = None  # how noise levels are weighed, where that is learned
+
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         needs = condition_of(config)
@@ -99,7 +101,11 @@ class DenoisingStage:
 
     def trained(self) -> dict[str, nn.Module]:
         """What is trained, by name."""
-        return {"unet": self.model.unet.train()}
+        players: dict[str, nn.Module] = {"unet": self.model.unet.train()}
+        if self.config.model.uncertainty:
+            self.levels = Uncertainty().to(self.device)
+            players["levels"] = self.levels
+        return players
 
     # --- what is computed once ---
 
@@ -259,13 +265,19 @@ class DenoisingStage:
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         error = self.errors(batch)
-        high = (batch.sigma > 1).to(self.device)
+        sigma = batch.sigma.to(self.device)
+        high = sigma > 1
         sides = {"high noise": error[high].detach(), "low noise": error[~high].detach()}
-        loss, parts = error.mean(), {k: v.mean() for k, v in sides.items() if len(v)}
+        weighed = error
+        if self.levels is not None:  # the net and the weight are moved in turns, which comes to the same
+            weighed = error / self.levels.log_variance(sigma).detach().exp()
+        loss, parts = weighed.mean(), {k: v.mean() for k, v in sides.items() if len(v)}
         if batch.prior is not None:
             prior = self.errors(batch.prior).mean()
             loss, parts = loss + self.config.prior.weight * prior, parts | {"prior": prior.detach()}
         yield Loss(next(iter(self.players)), loss, parts)
+        if self.levels is not None:
+            yield Loss("levels", self.levels(error.detach(), sigma).mean())
 
     # --- how it does ---
 

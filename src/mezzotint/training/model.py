@@ -19,19 +19,19 @@ from ..codec import Codec, Latents, Pixels
 from ..diffusion.grids import GRIDS
 from ..diffusion.loss import LEVELS, WEIGHTS
 from ..diffusion.prediction import PREDICTIONS
-from ..diffusion.process import EDM, Flow, Process, VariancePreserving
+from ..diffusion.process import EDM, Flow, Process, VarianceExploding, VariancePreserving
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
 from ..errors import UsageError, unknown
 from ..formats.atomic import read_json
 from ..formats.checkpoint import Checkpoint, assemble
 from ..formats.folder import STEMS, write_folder
-from ..formats.native import NativeModel, is_native, read_native, write_native
+from ..formats.native import BACKBONES, NativeModel, backbone, is_native, read_native, write_native
 from ..formats.opened import read_parts
 from ..formats.scheduler import Plan
 from ..formats.tensors import build, read_weights
 from ..formats.tokenizer import Tokenizer
-from ..nets import AutoencoderKL, CLIPTextModel, UNet, UNetConfig, VAEConfig, text_time
+from ..nets import AutoencoderKL, Backbone, CLIPTextModel, UNet, VAEConfig, text_time
 from ..nets.blocks import channels_last
 from ..text import framed, pieces, places
 from .config import TrainConfig
@@ -100,7 +100,7 @@ class TextTeller:
 class Trained:
     """A model in training."""
 
-    unet: UNet
+    unet: Backbone  # a transformer goes by that name too
     plan: Plan
     codec: Codec
     condition: str  # none, class or text
@@ -118,11 +118,12 @@ class Trained:
     @property
     def factor(self) -> int:
         """What the sides of a picture must be multiples of."""
-        return self.codec.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.codec.factor * self.unet.config.multiple
 
     def write(self, folder: Path, files: Mapping[str, str | bytes], *, dtype: torch.dtype | None) -> None:
         """As a diffusers folder where that can hold it, else as one of ours; `Pipeline.load` opens both."""
         if self.checkpoint is not None:
+            assert isinstance(self.unet, UNet)
             whole = replace(self.checkpoint, unet=self.unet, plan=self.plan)
             write_folder(folder, whole, dtype=dtype, files=files, replace=True)
             return
@@ -144,6 +145,8 @@ def model_to_train(config: TrainConfig, classes: tuple[str, ...], device: torch.
     ):
         if name not in known:
             raise unknown(f"model.{kind}", name, known)
+    if settings.uncertainty and config.stage != "model":
+        raise UsageError(f"model.uncertainty is for the stage 'model', not for '{config.stage}'")
     return _opened(config, device) if settings.start else _fresh(config, classes, device)
 
 
@@ -154,7 +157,7 @@ def condition_of(config: TrainConfig) -> str:
     folder = find_model(config.model.start)
     if not is_native(folder):
         return "text"
-    unet = UNetConfig.from_dict(read_json(folder / "unet" / "config.json"))
+    unet, _ = backbone(folder)
     return "text" if unet.takes_text else "class" if unet.num_class_embeds else "none"
 
 
@@ -191,41 +194,63 @@ def _opened(config: TrainConfig, device: torch.device) -> Trained:
 
 
 def _fresh(config: TrainConfig, classes: tuple[str, ...], device: torch.device) -> Trained:
-    """A new U-Net, its last layers zero, around an autoencoder and a text encoder that are there."""
+    """A new net, its last layers zero, around an autoencoder and a text encoder that are there."""
     settings = config.model
     plan = Plan(_process(config), settings.prediction, settings.sampler, {}, settings.grid, {})
-    codec: Codec = Latents(_autoencoder(settings.vae, device)) if settings.vae else Pixels()
+    codec: Codec = Latents(open_autoencoder(settings.vae, device)) if settings.vae else Pixels()
     text = None
-    keys: dict[str, Any] = {"in_channels": codec.channels, "out_channels": codec.channels}
-    keys["sample_size"] = config.dataset.resolution // codec.factor
     if settings.condition == "text":
         if not settings.text:
             raise UsageError(
                 "model.condition is 'text': model.text must name a model whose text encoder is used"
             )
         text = _text_encoder(settings.text, device)
-        keys["cross_attention_dim"] = text[0].config.hidden_size
-    else:
-        keys["mid_block_type"] = "UNetMidBlock2D"
-    if settings.condition == "class":
-        keys["num_class_embeds"] = len(classes) + 1  # the last one stands for any
-    if clash := sorted(keys.keys() & config.net.keys()):
-        raise UsageError(f"net.{clash[0]} follows from [model] and [dataset]; leave it out")
-    torch.manual_seed(config.seed)
-    unet = UNet(UNetConfig.from_dict(config.net | keys))
-    if unet.config.takes_text != (text is not None):
-        raise UsageError(
-            "net: blocks that look at a text (CrossAttn...) need model.condition = 'text', and the reverse; "
-            "AttnDownBlock2D and AttnUpBlock2D attend without one"
-        )
-    quiet_start(unet)
+    size = {"in_channels": codec.channels, "out_channels": codec.channels}
+    size["sample_size"] = config.dataset.resolution // codec.factor
+    unet = _backbone(config, size, text[0].config.hidden_size if text else 0, len(classes))
     unet = channels_last(unet.to(device))
     trained = Trained(unet, plan, codec, settings.condition, classes, text=text)
     if text is not None:
         trained.teller = TextTeller([text], pooled=False, time_dim=0)
-        if isinstance(codec, Latents) and isinstance(plan.process, VariancePreserving):
+        latent = isinstance(codec, Latents) and isinstance(plan.process, VariancePreserving)
+        if latent and isinstance(unet, UNet):
+            assert isinstance(codec, Latents)
             trained.checkpoint = Checkpoint(unet, codec.vae, *text, plan)
     return trained
+
+
+def _backbone(config: TrainConfig, size: dict[str, int], text: int, classes: int) -> Backbone:
+    """The net that `[net]` describes, of that `size`; it is told texts of so many channels, or so many classes."""
+    given = dict(config.net)
+    kind, condition = given.pop("kind", "unet"), config.model.condition
+    keys: dict[str, Any] = dict(size)
+    if kind == "unet":
+        name = "UNet2DConditionModel"
+        keys |= {"cross_attention_dim": text} if text else {"mid_block_type": "UNetMidBlock2D"}
+        keys |= (
+            {"num_class_embeds": classes + 1} if condition == "class" else {}
+        )  # the last one stands for any
+    elif kind == "dit" and text:
+        name = "PixArtTransformer2DModel"
+        width = given.get("num_attention_heads", 16) * given.get("attention_head_dim", 72)
+        keys |= {"caption_channels": text, "cross_attention_dim": width}
+    elif kind == "dit":
+        name, keys["num_embeds_ada_norm"] = "DiTTransformer2DModel", classes
+    else:
+        raise unknown("net.kind", str(kind), ("unet", "dit"))
+    if clash := sorted(keys.keys() & given.keys()):
+        raise UsageError(f"net.{clash[0]} follows from [model] and [dataset]; leave it out")
+    torch.manual_seed(config.seed)
+    _, keys_of, net = BACKBONES[name]
+    made = net(keys_of.from_dict(given | keys))
+    if made.config.takes_text != bool(text):
+        raise UsageError(
+            "net: blocks that look at a text (CrossAttn...) need model.condition = 'text', and the reverse; "
+            "AttnDownBlock2D and AttnUpBlock2D attend without one"
+        )
+    if isinstance(made, UNet):
+        quiet_start(made)
+    return made
 
 
 def _process(config: TrainConfig) -> Process:
@@ -234,10 +259,12 @@ def _process(config: TrainConfig) -> Process:
         return Flow(shift=settings.shift, told=TOLD_AS_TIME)
     if settings.process == "edm":
         return EDM(sigma_data=1.0 if settings.vae else 0.5)  # of latents, of pixels in [-1, 1]
+    if settings.process == "variance_exploding":
+        return VarianceExploding()
     return VariancePreserving(schedule=settings.schedule, zero_snr=settings.zero_snr)
 
 
-def _autoencoder(where: str, device: torch.device) -> AutoencoderKL:
+def open_autoencoder(where: str, device: torch.device) -> AutoencoderKL:
     """That of a model, or of a `vae` folder alone."""
     folder = find_model(where)
     folder = folder / "vae" if (folder / "model_index.json").exists() else folder

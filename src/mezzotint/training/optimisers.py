@@ -80,8 +80,10 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def _is_outer(name: str) -> bool:
     """Where a net meets the world and embeddings: not the kind of matrix that Muon is for."""
-    parts = name.split(".")
-    return any(part in ("conv_in", "conv_out") or part.endswith("embedding") for part in parts[:-1])
+    *layers, last = name.split(".")
+    outer = any(part in ("conv_in", "conv_out") or part.endswith("embedding") for part in layers)
+    of_patches = bool(layers) and layers[0] in ("pos_embed", "proj_out", "proj_out_2")
+    return outer or of_patches or "embedding_table" in layers or last == "scale_shift_table"
 
 
 def _adamw(parameters: list[nn.Parameter], optim: Optim) -> torch.optim.AdamW:

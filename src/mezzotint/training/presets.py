@@ -164,6 +164,77 @@ PRESETS: dict[str, Preset] = {
         },
         {},
     ),
+    "transformer": Preset(
+        "a transformer on patches (DiT) instead of a U-Net, of pixels and told classes; a folder for each class",
+        {
+            "stage": "model",
+            "dataset": {"resolution": 32, "flip": True},
+            "model": {
+                "condition": "class",
+                "process": "flow",
+                "prediction": "flow",
+                "weight": "simple",
+                "levels": "logit_normal",
+                "guidance": 1.5,
+                "steps": 20,
+            },
+            "net": {
+                "kind": "dit",
+                "num_attention_heads": 6,
+                "attention_head_dim": 32,
+                "num_layers": 6,
+                "patch_size": 4,
+            },
+            "optim": {"steps": 8_000, "batch": 64, **_MUON},
+        },
+        {},
+    ),
+    "features": Preset(
+        "eyes for the training of autoencoders: what is alike, learned from pictures without labels",
+        {
+            "stage": "features",
+            "dataset": {"resolution": 64, "aspect": 1.0},
+            "net": {"widths": [32, 64, 128, 256]},
+            "optim": {"steps": 5_000, "batch": 128, "lr": 2e-3, "warmup": 100, "decay": 0.4, "ema": 0.995},
+        },
+        {},
+    ),
+    "autoencoder": Preset(
+        "an autoencoder of any pictures, 8 times smaller, sharpened by a critic in the last part",
+        {
+            "stage": "autoencoder",
+            "dataset": {"resolution": 256, "crop": "random", "flip": True},
+            "net": {
+                "latent_channels": 4,
+                "block_out_channels": [64, 128, 192, 192],
+                "down_block_types": ["DownEncoderBlock2D"] * 4,
+                "up_block_types": ["UpDecoderBlock2D"] * 4,
+                "layers_per_block": 1,
+                "norm_num_groups": 16,
+                "mid_block_add_attention": False,
+                "force_upcast": False,
+            },
+            "vae": {"crop": 128, "adversarial": 0.3, "adversarial_from": 0.6},
+            "optim": {"steps": 50_000, "batch": 16, "lr": 4e-4, "warmup": 200, "decay": 0.4, "ema": 0.999},
+        },
+        {"vae.features": "the folder that a run of the preset 'features' wrote"},
+    ),
+    "decoder": Preset(
+        "a sharper decoder for a model that there is: its latents, and so everything else of it, stay as they are",
+        {
+            "stage": "autoencoder",
+            "dataset": {"resolution": 512, "crop": "random", "flip": True},
+            "vae": {
+                "crop": 256,
+                "decoder_only": True,
+                "equivariance": 0.0,
+                "adversarial": 0.3,
+                "adversarial_from": 0.3,
+            },
+            "optim": {"steps": 10_000, "batch": 8, "lr": 5e-5, "warmup": 200, "decay": 0.4, "ema": 0.999},
+        },
+        {"vae.start": "the model whose decoder it is"},
+    ),
     "consistency": Preset(
         "few steps instead of many: tunes a model to draw in one to four, guidance included",
         {

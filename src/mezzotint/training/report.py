@@ -85,7 +85,11 @@ def charts(config: TrainConfig, history: History) -> list[str]:
         chart(title, curves, marks=skipped if title == "Loss" else ()) for title, curves in losses(history)
     ]
     if looks:
-        made += [_levels(history), _last_levels(history)]
+        made += [_levels(history)]
+        if any(
+            len(losses) > 1 for losses in looks[-1]["validation"].values()
+        ):  # an autoencoder has one level
+            made += [_last_levels(history)]
         gap = [(e["step"], ratio) for e in looks if (ratio := _gap(e)) is not None]
         if gap:
             made += [chart("Held out over trained on", [Curve("", gap, OURS, dots=True)], log=False)]

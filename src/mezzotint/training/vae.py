@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,21 +55,8 @@ class VAEStage:
         return to_unit(np.stack(crops)).to(self.device)
 
     def losses(self, batch: Tensor, step: int) -> Iterator[Loss]:
-        settings = self.config.vae
-        draw = generator("vae", self.config.seed, step)
-        mean, logvar = self.net.encode(batch)
-        z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=draw).to(mean)
-        kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        transform = int(torch.randint(6, (), generator=draw))
-        smoothing = 2 * step < self.config.optim.steps  # detail needs latents that know directions
-        if smoothing and float(torch.rand((), generator=draw)) < settings.equivariance:
-            z, batch = transformed(z, transform), transformed(batch, transform)
-        decoded = self.net.decode(z).float()
-        pixels, gradients = (decoded - batch).abs().mean(), edge_error(decoded, batch)
-        loss = pixels + settings.edges * gradients + settings.kl * kl
-        if settings.squares:
-            loss = loss + settings.squares * (decoded - batch).square().mean()
-        yield Loss("vae", loss, {"pixels": pixels, "edges": gradients, "kl": kl})
+        made = reconstruction(self.net, batch, self.config, step)
+        yield Loss("vae", made.loss, made.parts)
 
     @torch.no_grad()
     def picture(self) -> Image.Image:
@@ -93,6 +81,34 @@ class VAEStage:
         with new_folder(folder, replace=True) as part:
             write_json(part / "config.json", config.to_dict())
             write_tensors(part / "diffusion_pytorch_model.safetensors", tensors)
+
+
+class Reconstruction(NamedTuple):
+    """A batch that was encoded and decoded."""
+
+    picture: Tensor  # [B, 3, h, w]
+    target: Tensor  # what it should be
+    loss: Tensor  # []
+    parts: dict[str, Tensor]
+
+
+def reconstruction(net: AutoencoderKL, batch: Tensor, config: TrainConfig, step: int) -> Reconstruction:
+    """What an autoencoder makes of pictures [B, 3, H, W] in [-1, 1] at a step, as the top of the file says."""
+    settings = config.vae
+    draw = generator("vae", config.seed, step)
+    mean, logvar = net.encode(batch)
+    z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=draw).to(mean)
+    kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
+    transform = int(torch.randint(6, (), generator=draw))
+    smoothing = 2 * step < config.optim.steps  # detail needs latents that know directions
+    if smoothing and float(torch.rand((), generator=draw)) < settings.equivariance:
+        z, batch = transformed(z, transform), transformed(batch, transform)
+    decoded = net.decode(z).float()
+    pixels, gradients = (decoded - batch).abs().mean(), edge_error(decoded, batch)
+    loss = pixels + settings.edges * gradients + settings.kl * kl
+    if settings.squares:
+        loss = loss + settings.squares * (decoded - batch).square().mean()
+    return Reconstruction(decoded, batch, loss, {"pixels": pixels, "edges": gradients, "kl": kl})
 
 
 def crop(scenes: EmojiScenes, seed: int, i: int, side: int, canvas: int = 128) -> np.ndarray:

@@ -92,6 +92,14 @@ def build_stage(config: TrainConfig, device: torch.device) -> Stage:
         from .words import EmbeddingStage
 
         return EmbeddingStage(config, device)
+    if config.stage == "features":
+        from .features import FeaturesStage
+
+        return FeaturesStage(config, device)
+    if config.stage == "autoencoder":
+        from .autoencoder import AutoencoderStage
+
+        return AutoencoderStage(config, device)
     if config.stage == "consistency":
         from .consistency import ConsistencyStage
 

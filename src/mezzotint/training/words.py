@@ -22,7 +22,7 @@ from ..formats.atomic import new_folder, write_file
 from ..formats.embedding import Embedding, write_embedding
 from ..formats.tokenizer import Tokenizer
 from ..nets import CLIPTextModel
-from .card import model_card
+from .card import card_files
 from .denoising import DenoisingStage
 
 FILE = "learned_embeds.safetensors"  # what diffusers looks for
@@ -151,7 +151,8 @@ class EmbeddingStage(DenoisingStage):
             write_embedding(
                 part / f"{file_name(word)}.safetensors", Embedding(word, vectors), dialect="a1111"
             )
-            write_file(part / "README.md", model_card(self.config, self.pictures))
+            for name, content in card_files(self.config, self.pictures, self.prompts()).items():
+                write_file(part / name, content)
 
 
 def file_name(word: str) -> str:
