@@ -41,6 +41,21 @@ def test_a_pair_of_rows_does_not_depend_on_the_batch():
                 assert linear(x[:3]).shape == (3, *shape[1:-1], 640)
 
 
+@pytest.mark.parametrize("shape", [(8, 96, 16), (160, 160, 8), (192, 48, 16), (128, 128, 32)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_does_not_depend_on_the_batch(shape, stride):
+    """Winograd's for the last shape without stride, oneDNN's for the others."""
+    torch.manual_seed(0)
+    c_in, c_out, side = shape
+    conv = frozen(Conv2d(c_in, c_out, 3, stride=stride, padding=1))
+    x = torch.randn(10, c_in, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        together = conv(x)
+        torch.testing.assert_close(together, nn.Conv2d.forward(conv, x), atol=1e-4, rtol=1e-4)
+        for i in range(0, len(x), 2):
+            assert torch.equal(conv(x[i : i + 2].clone()), together[i : i + 2])
+
+
 @pytest.mark.parametrize("change", ["write", "replace"])
 def test_changed_weights_are_seen(change):
     conv = frozen(Conv2d(64, 64, 3, padding=1, bias=False))

@@ -56,10 +56,12 @@ def test_an_image_does_not_depend_on_the_batch():
         ((4, 320, 2, 64, 64), 0),  # too few channels for transforms to pay
         ((320, 320, 2, 64, 64), 4),
         ((1280, 1280, 2, 16, 16), 2),  # the filters of m = 4 would be read for longer than they are used
-        ((96, 96, 2, 16, 16), 4),
-        ((192, 192, 2, 4, 4), 2),
-        ((192, 192, 2, 2, 2), 0),
-        ((64, 64, 2, 5, 5), 0),  # of tiles, too much would lie outside
+        ((96, 96, 2, 16, 16), 0),
+        ((128, 128, 1, 32, 32), 4),
+        ((160, 160, 2, 8, 8), 0),  # too little work
+        ((1280, 1280, 2, 8, 8), 2),
+        ((2560, 1280, 2, 2, 2), 0),
+        ((640, 640, 2, 5, 5), 0),  # of tiles, too much would lie outside
     ],
 )
 def test_size_of_tiles(shape, m):

@@ -2,8 +2,9 @@
 
 To draw, weights stay as they are, and a picture must come out the same in any company. On a processor, in float32, a
 frozen linear layer therefore makes a product of each two rows (one picture under guidance): kernels choose the order of
-their sums by shapes. A frozen convolution of 3 x 3 pixels uses Winograd's method, and remembers its filters for it. In
-half precision it remembers them in the order in which oneDNN wants them, which else sorts them anew at every call.
+their sums by shapes. A frozen convolution of 3 x 3 pixels uses Winograd's method where that pays, and remembers its
+filters for it. All others remember them in the order in which oneDNN wants them, which else sorts them anew at every
+call; oneDNN's sums are the same for any number of rows.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _sorts(dtype: torch.dtype) -> bool:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
 
 
 def in_pairs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,18 +94,20 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not _drawing(self, x) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        if x.dtype != torch.float32:
-            return self._sorted(x) if _sorts(x.dtype) else super().forward(x)
-        if self.stride != (1, 1) or self.dilation != (1, 1) or self.groups != 1:
-            return super().forward(x)
-        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+        plain = (
+            x.dtype == torch.float32
+            and self.stride == (1, 1)
+            and self.dilation == (1, 1)
+            and self.groups == 1
+        )
+        if plain and self.kernel_size == (1, 1) and self.padding == (0, 0):
             tokens = x.permute(0, 2, 3, 1)  # a view of channels_last memory
             return in_pairs(tokens, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        if self.kernel_size == (3, 3) and self.padding == (1, 1):
+        if plain and self.kernel_size == (3, 3) and self.padding == (1, 1):
             m = tile_size(self.in_channels, self.out_channels, min(len(x), PAIR), *x.shape[2:])
             if m:
                 return convolve(x, self._made(m, lambda: transformed(self.weight, m)), self.bias, m)
-        return super().forward(x)
+        return self._sorted(x) if _sorts(x.dtype) else super().forward(x)
 
     def _sorted(self, x: Tensor) -> Tensor:
         """The convolution with filters in oneDNN's order."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}  # and infinity
-LEAST_CHANNELS = 32  # with fewer, transforms cost more than they save
+LEAST_CHANNELS = 128  # with fewer, transforms cost more than they save
+LEAST_WORK = 10 * 2**20  # channels in times channels out times pixels; with less, oneDNN is as fast or faster
 LEAST_TILES = 8  # with fewer, the transformed filters take longer to read than there is to compute with them
 MANY_TILES = (
     64  # from here on any filters pay; below, those of m = 4 must be small enough to stay in the cache
@@ -56,7 +57,7 @@ def transforms(m: int) -> Transforms:
 
 def tile_size(c_in: int, c_out: int, images: int, height: int, width: int) -> int:
     """m for maps of this shape that are convolved together; 0 where the definition is as fast."""
-    if min(c_in, c_out) < LEAST_CHANNELS:
+    if min(c_in, c_out) < LEAST_CHANNELS or c_in * c_out * images * height * width < LEAST_WORK:
         return 0
     for m in (4, 2):
         n, tiles = m + 2, images * math.ceil(height / m) * math.ceil(width / m)
