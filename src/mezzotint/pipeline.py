@@ -48,17 +48,11 @@ from .tasks import TASKS
 from .tasks.canvas import area
 from .tasks.problem import Problem, itself, prepared, solve
 from .text import Encoder, TextEncoder
-from .told import Told, sha256_of, told
+from .told import STATES, Told, heard
 from .wardrobe import Wardrobe
 
 TOGETHER = 8  # pictures at most that are drawn at a time
 SMALL = 8192  # elements per channel that a batch may have on a processor: beyond, it costs memory and gains nothing
-STATES = (
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-)  # what may be given to Python's callers in the place of texts
 SEVERAL = {"prompt_to", "source_prompt"}  # fields of tasks that hear other texts than the prompt
 MOST_PARTS = 8  # of a prompt with AND: each costs an evaluation of the net at every step
 LARGEST = 8  # times the size that the model was made for, in width and in height
@@ -251,32 +245,14 @@ class Pipeline:
             event.image for event in pipeline.generate(Request.parse(fields)) if isinstance(event, Picture)
         ]
 
-    def hearing(
-        self,
-        *,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
-        negative_pooled_prompt_embeds: Tensor | None = None,
-    ) -> Pipeline:
+    def hearing(self, **states: Tensor | None) -> Pipeline:
         """The pipeline with states of text in the place of the prompt, of the negative prompt, or of both.
 
-        States [L, D] or [1, L, D], D as the model's own; pooled [P] or [1, P] where it takes that (SDXL). What is not
-        given is encoded as ever. Raises UsageError for what the model cannot hear.
+        `prompt_embeds`, `negative_prompt_embeds` [L, D] or [1, L, D], D as the model's own; where it takes that (SDXL)
+        `pooled_prompt_embeds`, `negative_pooled_prompt_embeds` [P] or [1, P]. What is not given is encoded as ever.
+        Raises UsageError for what the model cannot hear.
         """
-        given = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
-        own = self.encoder if isinstance(self.encoder, Told) else Told(self.encoder)
-        prompt = told(own.encoder, prompt_embeds, pooled_prompt_embeds, what="prompt_embeds")
-        negative = told(
-            own.encoder, negative_prompt_embeds, negative_pooled_prompt_embeds, what="negative_prompt_embeds"
-        )
-        known = {name: sha256_of(states) for name, states in given.items() if states is not None}
-        encoder = replace(own, prompt=prompt or own.prompt, negative=negative or own.negative)
+        encoder, known = heard(self.encoder, states)
         return replace(self, encoder=encoder, states={**self.states, **known})
 
     def settle(self, request: Request, *, files: bool = True) -> Settled:

@@ -7,13 +7,21 @@ given is still encoded from its text. No recipe can hold them; it has their SHA-
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from .diffusion.types import Cond
-from .errors import UsageError
+from .errors import UsageError, unknown
 from .text import Encoder
+
+STATES = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,23 @@ class Told:
 
     def heard_at(self, layer: int) -> Told:
         return replace(self, encoder=self.encoder.heard_at(layer))
+
+
+def heard(encoder: Encoder, states: Mapping[str, Tensor | None]) -> tuple[Told, dict[str, str]]:
+    """`encoder` with these `STATES` in the place of texts, and the SHA-256 of each that is given.
+
+    Raises UsageError for another name, and as `told` does.
+    """
+    for name in states:
+        if name not in STATES:
+            raise unknown("state of a text", name, STATES)
+    own = encoder if isinstance(encoder, Told) else Told(encoder)
+    prompt, negative = (
+        told(own.encoder, states.get(name), states.get(name.replace("prompt", "pooled_prompt")), what=name)
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    )
+    known = {name: _sha256(given) for name, given in states.items() if given is not None}
+    return replace(own, prompt=prompt or own.prompt, negative=negative or own.negative), known
 
 
 def told(encoder: Encoder, states: Tensor | None, pooled: Tensor | None, *, what: str) -> Cond | None:
@@ -83,6 +108,6 @@ def _like(given: Tensor, own: Tensor, what: str) -> Tensor:
     return row.detach().to(own)
 
 
-def sha256_of(states: Tensor) -> str:
+def _sha256(states: Tensor) -> str:
     """What states are known by: that of their float32 bytes."""
     return hashlib.sha256(states.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
