@@ -19,6 +19,7 @@ from ..tasks import TASKS
 from .attention import attention
 from .bulk import generate
 from .convert import convert
+from .customise import customise
 from .data import data
 from .draw import command
 from .evaluate import evaluate
@@ -53,6 +54,7 @@ app.command()(serve)
 app.command()(verify)
 app.add_typer(keys, name="keys")
 app.add_typer(training, name="train")
+app.command()(customise)
 app.command()(evaluate)
 app.add_typer(data, name="data")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import unknown
 from .options import Json
 from .show import Show
+
+if TYPE_CHECKING:
+    from ..training.config import TrainConfig
 
 ENGINES = ("here", "ray")
 
@@ -57,7 +60,13 @@ def train(
         path = train_on_ray(settings, workers)
         show.result(str(path), event="model", path=str(path))
         return
+    follow(settings, show)
+    result = settings.out / settings.stage
+    show.result(str(result), event="model", path=str(result))
 
+
+def follow(settings: TrainConfig, show: Show) -> None:
+    """Train to the end and say how it goes. Raises MezzotintError as `training.watch.run` does."""
     from ..training.watch import session
 
     with show.bar() as progress, show.warned(), session(settings) as here:
@@ -94,8 +103,6 @@ def train(
                         f"step {now.stats.step} of {now.steps}: loss {now.stats.loss:.4f}, "
                         f"{now.images_per_second:.1f} pictures/s, {_time(now.seconds_left)} left"
                     )
-    result = settings.out / settings.stage
-    show.result(str(result), event="model", path=str(result))
 
 
 def _list_presets(show: Show) -> None:
