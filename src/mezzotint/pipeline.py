@@ -269,7 +269,9 @@ class Pipeline:
         if task.inherits and request.image is not None:
             own = replayable(request.image.recipe)
             chosen |= {name: own[name] for name in self._inherited(request) if name in own}
-        open_ones = self.defaults.fields() | dict(task.heeds) | self._size(request)
+        model_s = self.defaults.fields()
+        model_s |= {name: min(model_s[name], most) for name, most in task.most.items()}
+        open_ones = model_s | dict(task.heeds) | self._size(request)
         chosen |= {name: value for name, value in open_ones.items() if chosen[name] is None}
         for side in ("width", "height"):
             chosen[f"original_{side}"] = chosen[f"original_{side}"] or chosen[side]
@@ -336,7 +338,7 @@ class Pipeline:
             return {}
         native = (self.defaults.width, self.defaults.height)
         asked = (request.width, request.height)
-        width, height = fitted(area(request), asked, native, self.codec.factor)
+        width, height = fitted(area(request, native), asked, native, self.codec.factor)
         return {"width": width, "height": height}
 
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:

@@ -225,6 +225,11 @@ class Request(BaseModel):
         Flag("--from-guidance"),
         Field(ge=0, le=1000, description="how strongly that is followed in what is taken away"),
     ] = None
+    reweight: Annotated[
+        str | None,
+        Flag("--reweight"),
+        Field(description="how much words of the prompt are looked at: 'red:2, apple:0.5'; by method words"),
+    ] = None
     damage: Annotated[
         str | None,
         Flag("--damage"),

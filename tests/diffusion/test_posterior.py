@@ -34,15 +34,32 @@ def test_a_known_mode_is_found():
     assert wrong["RePaint, 6 times"] > 0.3
 
 
-def test_of_a_gaussian_mean_and_covariance_are_right():
+@pytest.mark.parametrize("until", [0.0, 0.3])
+def test_of_a_gaussian_mean_and_covariance_are_right(until):
     target = gaussian(4, seed=1)
     x0 = target.sample(1, torch.Generator().manual_seed(0)).expand(4000, 4)
-    drawn, _ = conditional(target, x0, 2, (40, lambda d, k, e: (d, corrected(SAMPLERS["ddim"], k, times=5))))
+    way = (40, lambda d, k, e: (d, corrected(SAMPLERS["ddim"], k, times=5, until=until)))
+    drawn, _ = conditional(target, x0, 2, way)
     a, b, c = target.cov[:2, :2], target.cov[:2, 2:], target.cov[2:, 2:]
     gain = b.T @ torch.linalg.inv(a)
     mean, cov = target.mean[2:] + gain @ (x0[0, :2] - target.mean[:2]), c - gain @ b
     assert torch.allclose(drawn[:, 2:].mean(0), mean, atol=0.1 * float(c.diag().max().sqrt()))
     assert torch.allclose(drawn[:, 2:].T.cov(), cov, atol=0.2 * float(cov.diag().max()))
+
+
+def test_inner_steps_are_taken_above_a_level():
+    target, calls = gaussian(4, seed=1), []
+
+    def counted(x, sigma, cond):
+        calls.append(float(sigma[0]))
+        return target.denoise(x, sigma)
+
+    known = region(torch.ones(2, 4).double(), torch.tensor([1.0, 1, 0, 0]).double())
+    sampler = corrected(SAMPLERS["ddim"], known, times=3, until=0.5)
+    levels = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.0]).double()
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).double()
+    list(sampler(counted, x, levels, Cond(), noise=lambda i: torch.zeros(2, 4).double()))
+    assert calls == [2.0] * 4 + [1.0] * 4 + [0.5, 0.25]
 
 
 def test_reconstruction_steps_towards_what_is_known():

@@ -29,6 +29,8 @@ def test_style_zero_is_no_style_and_the_others_see_themselves(guidance_rows):
     assert torch.equal(styled(1.0)(CROSS, q, k, v, 2, None), plain)
     some, much = (styled(s)(SELF, q, k, v, 2, None) for s in (1e-6, 1.0))
     assert torch.allclose(some[guidance_rows:], plain[guidance_rows:], atol=1e-6)
+    only = attend(aligned(q[:guidance_rows], q[guidance_rows:]), k[guidance_rows:], v[guidance_rows:], 2)
+    assert torch.allclose(much[:guidance_rows], only, atol=1e-5)
     assert not torch.allclose(much[:guidance_rows], plain[:guidance_rows], atol=1e-2)
 
 
@@ -40,12 +42,15 @@ def test_aligned_has_the_other_s_mean_and_spread():
 
 
 def test_words_that_stay_and_words_that_are_replaced_have_counterparts():
-    at, common = alignment([0, 5, 6, 7, 1], [0, 5, 9, 7, 1])  # replaced
-    assert at.tolist() == [0, 1, 2, 3, 4]
+    moved, common = alignment([0, 5, 6, 7, 1], [0, 5, 9, 7, 1])  # replaced
+    assert torch.equal(moved, torch.eye(5))
     assert common.all()
-    at, common = alignment([0, 5, 7, 1], [0, 5, 9, 8, 7, 1])  # refined
+    moved, common = alignment([0, 5, 7, 1], [0, 5, 9, 8, 7, 1])  # refined
     assert common.tolist() == [True, True, False, False, True, True]
-    assert at[common].tolist() == [0, 1, 2, 3]
+    assert moved.nonzero().tolist() == [[0, 0], [1, 1], [2, 4], [3, 5]]
+    moved, common = alignment([0, 5, 1], [0, 9, 8, 1])  # replaced by more
+    assert common.all()
+    assert moved[1].tolist() == [0, 0.5, 0.5, 0]
 
 
 @pytest.mark.parametrize("half", [1, 2])
@@ -57,8 +62,22 @@ def test_what_is_lent_is_the_old_picture_s_looks_on_the_new_picture_s_values(hal
     assert torch.allclose(seen[new], attend(q[old:], k[old:], v[new : new + 1], 2)[0], atol=1e-6)
     unchanged = [i for i in range(2 * half) if i != new]
     assert torch.allclose(seen[unchanged], plain[unchanged], atol=1e-6)
-    own = lent([0, 1, 2, 3], [7, 7, 7, 7, 7])(CROSS, q, k, v, 2, None)  # nothing in common
+    own = lent([], [7, 7, 7, 7, 7])(CROSS, q, k, v, 2, None)  # nothing in common
     assert torch.allclose(own, plain, atol=1e-6)
     assert torch.equal(lent([0], [0], words=False)(CROSS, q, k, v, 2, None), plain)
     layout = lent([0], [0])(SELF, q, q, q, 2, None)
-    assert torch.allclose(layout[0], attend(q[half : half + 1], q[half : half + 1], q[:1], 2)[0], atol=1e-6)
+    assert torch.allclose(layout[new], attend(q[old:], q[old:], q[new : new + 1], 2)[0], atol=1e-6)
+    assert torch.allclose(layout[unchanged], attend(q, q, q, 2)[unchanged], atol=1e-6)
+
+
+def test_words_count_as_much_as_is_said():
+    q, k, v = rows(4), rows(4, 4, 1), rows(4, 4, 2)
+    ids = [0, 5, 6, 1]
+    plain, none, twice = (
+        lent(ids, ids, weights=weights)(CROSS, q, k, v, 2, None)
+        for weights in ([1.0] * 4, [1.0, 0.0, 1.0, 1.0], [1.0, 2.0, 1.0, 1.0])
+    )
+    assert torch.equal(lent(ids, ids)(CROSS, q, k, v, 2, None), plain)
+    assert torch.allclose(twice - plain, plain - none, atol=1e-6)
+    assert not torch.allclose(twice[1], plain[1], atol=1e-3)
+    assert torch.equal(twice[[0, 2, 3]], plain[[0, 2, 3]])  # guidance's row, and the old picture's

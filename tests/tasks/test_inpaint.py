@@ -14,7 +14,7 @@ from mezzotint.diffusion.process import VariancePreserving
 from mezzotint.errors import MezzotintError
 from mezzotint.formats.scheduler import Plan
 from mezzotint.nets import UNet
-from mezzotint.tasks.canvas import made_up
+from mezzotint.tasks.canvas import Canvas, made_up
 from tiny import STEPS, tiny_checkpoint, write_tiny
 
 ASKED = {"task": "inpaint", "prompt": "a red apple", "seed": 3}
@@ -99,12 +99,32 @@ def test_feathers_fade_inwards(pipe, photo):
     assert abs(soft - old)[rim].mean() < abs(hard - old)[rim].mean() / 2
 
 
+def test_a_change_of_hue_makes_no_seam(photo):
+    """What was drawn lies off everywhere alike: inside the mask it is brought back, and nothing else is changed."""
+    mask, shifted = circle(), Image.eval(photo, lambda value: max(0, value - 20))
+    canvas = Canvas(photo, mask, (0, 0, 16, 16))
+    inside = np.asarray(mask) > 0
+    old = np.asarray(photo).astype(int)
+    for level, off in ((True, 1), (False, 20)):
+        new = np.asarray(canvas.laid(0, level=level)(shifted)).astype(int)
+        assert np.array_equal(new[~inside], old[~inside])
+        assert abs(new - old)[inside].max() <= off
+        assert abs(new - old)[inside].mean() >= (0 if level else 10)
+
+
 def test_outpaint_grows_and_keeps(pipe, photo):
     asked = ASKED | {"task": "outpaint", "image": photo}
     [image] = [one.image for one in drawn(pipe, **asked, left=8, bottom=4)]
     assert image.size == (24, 20)
     assert apart(image.crop((8, 0, 24, 16)), photo) == 0
     assert len(np.unique(np.asarray(image)[:, :8].reshape(-1, 3), axis=0)) > 8
+    [one] = drawn(pipe, **asked, left=8, bottom=4)  # worked at in the model's own proportions, and cut out
+    assert (one.recipe["width"], one.recipe["height"]) == (16, 16)
+    assert one.recipe["guidance_scale"] == 1.5
+    assert drawn(pipe, **asked, left=8, bottom=4, guidance_scale=3.0)[0].recipe["guidance_scale"] == 3.0
+    [long] = drawn(pipe, **asked, left=16, width=32, height=16)
+    assert (long.image.size, long.recipe["width"]) == ((32, 16), 32)
+    assert apart(long.image.crop((16, 0, 32, 16)), photo) == 0
 
 
 def test_as_many_steps_as_asked_for(pipe, photo):
@@ -131,6 +151,8 @@ def test_one_line_for_what_cannot_be(pipe, photo, fields, says):
     assert drawn(pipe, **ASKED, image=photo, mask=circle(20), fit_mask=True)
     with pytest.raises(MezzotintError, match="outpaint needs to know where to"):
         pipe.outpaint(photo, "cats")
+    with pytest.raises(MezzotintError, match="grow the picture by less"):
+        pipe.outpaint(photo, "cats", left=10_000)
 
 
 @pytest.fixture(scope="module")

@@ -32,15 +32,24 @@ class Start(NamedTuple):
 
 def invert_bdia(denoise: Denoise, x0: Tensor, sigmas: Tensor, cond: Cond, *, memory: float = MEMORY) -> Start:
     """The start from which `bdia` comes to x0 [B, C, *S], to rounding, on the same levels sigmas [N + 1], N >= 2."""
+    *_, second, x = climb(denoise, x0, sigmas, cond, memory=memory)
+    return Start(x, second)
+
+
+def climb(
+    denoise: Denoise, x0: Tensor, sigmas: Tensor, cond: Cond, *, memory: float = MEMORY
+) -> Iterator[Tensor]:
+    """The states of that way back, from x0 itself up to sigmas[0]: N + 1 of them."""
     levels = sigmas.tolist()
     after = x0
     x = x0 + (x0 - estimate(denoise, x0, levels[-2], cond)) * (1 - levels[-1] / levels[-2])
+    yield from (after, x)
     for i in range(len(levels) - 2, 0, -1):
         high, here, low = levels[i - 1], levels[i], levels[i + 1]
         slope = (x - estimate(denoise, x, here, cond)) / here
         before = x + (high - here) * slope + (after - x - (low - here) * slope) / memory
         after, x = x, before
-    return Start(x, after)
+        yield x
 
 
 def bdia(second: Tensor, *, memory: float = MEMORY) -> Sampler:

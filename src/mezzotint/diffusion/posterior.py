@@ -88,11 +88,15 @@ def resampled(sampler: Sampler, known: Known, *, times: int) -> Sampler:
     return walk
 
 
-def corrected(sampler: Sampler, known: Known, *, times: int, keep: float = 0.8, push: float = 6.0) -> Sampler:
+def corrected(
+    sampler: Sampler, known: Known, *, times: int, keep: float = 0.8, push: float = 6.0, until: float = 0.0
+) -> Sampler:
     """`sampler` with `times` steps of Langevin dynamics before each of its own.
 
     `keep`: a above, how much of x an inner step leaves; `push`: c above. Stable where push * (1 - keep) stays below
-    1 + keep. A sampler that remembers earlier steps is used by single ones, in between which x has moved.
+    1 + keep. At levels of `until` and below there are none: what is open there is less than that in size, and the
+    sampler's own step settles it. A sampler that remembers earlier steps is used by single ones, in between which x
+    has moved.
     """
 
     def walk(
@@ -105,7 +109,7 @@ def corrected(sampler: Sampler, known: Known, *, times: int, keep: float = 0.8, 
         fresh = math.sqrt(1 - keep**2)
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             own = _block(noise, i, times)
-            for j in range(times):
+            for j in range(times if s > until else 0):
                 d = denoise(x, x.new_full((len(x),), s), cond)
                 target = d + (1 + push) * known.part(known.value - d)
                 x = target + keep * (x - target) + s * fresh * own(2 + j).to(x)

@@ -171,7 +171,8 @@ def rewrite(bench: EditBench) -> Section:
     asked = bench.asked("h", bench.config.rewrite)
     before, true = (_pictures(bench, [scene(one) for one in asked]) for scene in (_before, _after))
     figures: list[Figure] = []
-    drawn, first = [], []
+    drawn: list[Tensor] = []
+    first: list[bool] = []
     ceiling, floor = (pair_hits(bench.judge, p, [one.after for one in asked])[0] for p in (true, before))
     for method in ("flow", "words"):
         requests = [

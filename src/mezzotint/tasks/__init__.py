@@ -31,6 +31,8 @@ class Task:
         str, ...
     ]  # what must be given, in the order in which it stands on a command line and in a call
     heeds: Mapping[str, Any] = field(default_factory=dict)  # further field -> what it is if not given
+    # common field -> the most that is taken of the model's own value
+    most: Mapping[str, float] = field(default_factory=dict)
     ignores: tuple[str, ...] = ()  # common fields that mean nothing to it
     inherits: bool = False  # what is not given is taken from the recipe of the picture given
 
@@ -105,6 +107,8 @@ _ROWS = (
             "method": None,
             "inner_steps": 3,
         },
+        # the picture says what goes on; more guidance draws what the prompt says once more
+        most={"guidance_scale": 1.5},
     ),
     Task(
         "rewrite",
@@ -116,6 +120,7 @@ _ROWS = (
             "strength": 0.7,
             "method": None,
             "content_strength": 0.8,
+            "reweight": None,
         },
     ),
     Task(
@@ -128,7 +133,7 @@ _ROWS = (
         "stylize",
         "Draw a picture anew in the manner of another one.",
         ("image", "style_image"),
-        {"strength": 0.6, "style_strength": 0.7, "content_strength": 0.5},
+        {"strength": 0.6, "style_strength": 0.7, "content_strength": 0.5, "source_prompt": ""},
     ),
     Task(
         "invert",

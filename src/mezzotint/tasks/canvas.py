@@ -17,7 +17,7 @@ from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from ..errors import UsageError
-from ..formats.image import flatten, resized
+from ..formats.image import MAX_PIXELS, flatten, resized
 
 if TYPE_CHECKING:
     from ..request import Request
@@ -33,6 +33,7 @@ class Canvas:
     image: Image.Image  # RGB; what a hole in it would show is made up from around it
     mask: Image.Image  # L, as large: 255 is drawn anew, 0 stays, between is a mixture
     box: Box
+    frame: Box | None = None  # what of it is handed out; everything if None
 
     def seen(self, size: tuple[int, int]) -> tuple[Image.Image, Tensor]:
         """What lies in the box, at the size to work at, and where it is drawn anew: [1, 1, H, W] of 0 and 1."""
@@ -40,23 +41,31 @@ class Canvas:
         at_work = np.array(resized(anew, size)) > 0 if anew.size == size else _any_of(anew, size)
         return resized(self.image.crop(self.box), size), torch.from_numpy(at_work)[None, None].float()
 
-    def laid(self, feather: int) -> Callable[[Image.Image], Image.Image]:
-        """From what was drawn in the box to the whole picture."""
+    def laid(self, feather: int, *, level: bool = True) -> Callable[[Image.Image], Image.Image]:
+        """From what was drawn in the box to the whole picture.
 
-        def whole(drawn: Image.Image) -> Image.Image:
+        `level`: what was drawn is lifted by how far it missed the picture at the mask's rim, smoothly inwards (Perez et
+        al. 2003, with the membrane of `made_up`), so that an autoencoder's change of hue makes no seam.
+        """
+
+        def whole_of(drawn: Image.Image) -> Image.Image:
             left, top, right, bottom = self.box
+            old, mask = self.image.crop(self.box), self.mask.crop(self.box)
+            new = resized(drawn, (right - left, bottom - top))
             fresh = self.image.copy()
-            fresh.paste(resized(drawn, (right - left, bottom - top)), (left, top))
-            return Image.composite(fresh, self.image, _faded(self.mask, feather))
+            fresh.paste(_levelled(new, old, mask) if level else new, (left, top))
+            whole = Image.composite(fresh, self.image, _faded(self.mask, feather))
+            return whole if self.frame is None else whole.crop(self.frame)
 
-        return whole
+        return whole_of
 
 
 def canvas_of(request: Request) -> Canvas:
     """The canvas of a request that has an `image`. Raises UsageError for a mask that does not fit or says nothing."""
     assert request.image is not None
     if request.task == "outpaint":
-        return _grown(request.image.image, tuple(getattr(request, side) or 0 for side in SIDES))
+        sides = tuple(getattr(request, side) or 0 for side in SIDES)
+        return _grown(request.image.image, sides, (request.width or 1) / (request.height or 1))
     image = request.image.image
     mask = _mask(request, image)
     hole = (
@@ -67,10 +76,12 @@ def canvas_of(request: Request) -> Canvas:
     return Canvas(filled, mask, _box(mask, request.crop))
 
 
-def area(request: Request) -> tuple[int, int]:
-    """Width and height in pixels of what a request about a picture looks at."""
+def area(request: Request, native: tuple[int, int]) -> tuple[int, int]:
+    """Width and height in pixels of what a request about a picture looks at, with a model made for `native`."""
     assert request.image is not None
-    if request.crop is None and request.task != "outpaint":
+    if request.task == "outpaint":  # in the model's own proportions, see `_grown`
+        return native
+    if request.crop is None:
         return request.image.image.size
     left, top, right, bottom = canvas_of(request).box
     return right - left, bottom - top
@@ -83,6 +94,18 @@ def made_up(image: Image.Image, hole: Image.Image) -> Image.Image:
     filled = _pulled(pixels * there, there)
     whole = torch.where(there > 0, pixels, filled).clamp(0, 255).round().byte()
     return Image.fromarray(whole[0].permute(1, 2, 0).contiguous().numpy())
+
+
+def _levelled(new: Image.Image, old: Image.Image, mask: Image.Image) -> Image.Image:
+    """`new` with the difference that `old` has to it outside the mask, carried on inside."""
+    drawn, was = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() for image in (new, old))
+    there = torch.from_numpy(np.array(mask) == 0)[None, None].float()
+    if not there.any():
+        return new
+    lift = _pulled((was - drawn) * there, there)
+    return Image.fromarray(
+        (drawn + lift).clamp(0, 255).round().byte()[0].permute(1, 2, 0).contiguous().numpy()
+    )
 
 
 def _pulled(sums: Tensor, weight: Tensor) -> Tensor:
@@ -98,18 +121,30 @@ def _pulled(sums: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, means, behind)
 
 
-def _grown(image: Image.Image, sides: tuple[int, ...]) -> Canvas:
+def _grown(image: Image.Image, sides: tuple[int, ...], proportions: float) -> Canvas:
+    """The picture on a ground that is larger, and worked at in the `proportions` (width to height) that are asked for.
+
+    A model begins a second thing where its canvas is longer than those it was made with; in its own proportions it
+    draws what lies around the first. What is drawn beyond the sides that were asked for is cut off.
+    """
     left, top, right, bottom = sides
     if not any(sides):
         raise UsageError(
             "outpaint needs to know where to: give --left, --top, --right or --bottom, in pixels"
         )
-    size = (image.width + left + right, image.height + top + bottom)
+    wide, high = image.width + left + right, image.height + top + bottom
+    size = (max(wide, round(high * proportions)), max(high, round(wide / proportions)))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UsageError(
+            f"outpaint would work on {size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,}; grow the picture by less"
+        )
+    x, y = (size[0] - wide) // 2, (size[1] - high) // 2
+    kept = (x + left, y + top, x + left + image.width, y + top + image.height)
     mask = Image.new("L", size, 255)
-    mask.paste(0, (left, top, left + image.width, top + image.height))
+    mask.paste(0, kept)
     ground = Image.new("RGB", size)
-    ground.paste(flatten(image), (left, top))
-    return Canvas(made_up(ground, mask), mask, (0, 0, *size))
+    ground.paste(flatten(image), kept[:2])
+    return Canvas(made_up(ground, mask), mask, (0, 0, *size), (x, y, x + wide, y + high))
 
 
 def _mask(request: Request, image: Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..request import Settled
 
 METHODS = ("langevin", "repaint", "guide", "replace")
+SETTLED = 0.3  # noise level, of data of unit variance, below which no inner steps are taken
 
 
 def inpaint(pipeline: Pipeline, request: Settled) -> Problem:
@@ -41,7 +42,9 @@ def inpaint(pipeline: Pipeline, request: Settled) -> Problem:
     start = float(sigmas[0])
     x = pure_noise(noise, start) if request.strength == 1 else noisy(x0, start, noise(INITIAL))
     plain = Problem(guided(pipeline, request, sigmas), x, sigmas, told(pipeline, request), noise)
-    plain = plain._replace(finish=canvas.laid(request.feather or 0))
+    # a model that was made for it is taken at its word, as other programs do
+    finish = canvas.laid(request.feather or 0, level=not told_masks(pipeline))
+    plain = plain._replace(finish=finish)
     if told_masks(pipeline):
         if request.method is not None:
             raise UsageError(
@@ -52,7 +55,7 @@ def inpaint(pipeline: Pipeline, request: Settled) -> Problem:
     known = region(x0, kept)
     method, times = request.method or METHODS[0], request.inner_steps or 0
     if method == "langevin":
-        return plain._replace(within=lambda sampler: corrected(sampler, known, times=times))
+        return plain._replace(within=lambda sampler: corrected(sampler, known, times=times, until=SETTLED))
     if method == "repaint":
         return plain._replace(within=lambda sampler: resampled(sampler, known, times=times + 1))
     if method == "guide":

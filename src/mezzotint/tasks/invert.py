@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..diffusion.inversion import bdia, invert_bdia, invert_ddim
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UsageError, unknown
-from .problem import Problem, fresh_noise, given_latents, guided, levels, told
+from .problem import Problem, fresh_noise, given_latents, guided, levels, prepared, told
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -30,7 +30,8 @@ def invert(pipeline: Pipeline, request: Settled) -> Problem:
     if len(sigmas) < 3:
         raise UsageError("inversion needs at least 2 steps (--steps)")
     x0 = given_latents(pipeline, request, request.image.image)
-    denoise, cond = guided(pipeline, request, sigmas), told(pipeline, request)
+    denoise = guided(pipeline, request, sigmas)
+    cond = prepared(pipeline, told(pipeline, request))
     down, heard = denoise, cond
     if request.prompt_to is not None:
         other = request.model_copy(update={"prompt": request.prompt_to})

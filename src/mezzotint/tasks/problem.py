@@ -218,15 +218,14 @@ def _away_from(
         return plain
     null = pipeline.encoder.null(negative)
     null = sized(pipeline, request, null, request.negative_aesthetic_score)
-    null = null if denoiser is not None else prepared(pipeline, null)
+    null = prepared(pipeline, null)
     states = 0 if null.text is None else null.text.shape[1]
     kind = f"{'rescaled' if request.guidance_rescale else 'guided'} from {states} states"
     scale, rescale = request.guidance_scale, request.guidance_rescale
     if len(parts) == 1:
         strong = held(cfg(bare, scale, null, rescale=rescale), kind)
     else:
-        heard = [_heard(pipeline, request, part.text) for part in parts]
-        heard = heard if denoiser is not None else [prepared(pipeline, cond) for cond in heard]
+        heard = [prepared(pipeline, _heard(pipeline, request, part.text)) for part in parts]
         weighed = [(cond, part.weight) for cond, part in zip(heard, parts, strict=True)]
         kind += f" to {[0 if cond.text is None else cond.text.shape[1] for cond in heard]}"
         strong = held(composed(bare, scale, weighed, null, rescale=rescale), kind)
