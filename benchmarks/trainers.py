@@ -6,7 +6,7 @@ Quality for cost: every trainer has the same minutes and its own settings for th
 classifier that none of them trained, by the Frechet distance of features to pictures that nobody trained on.
 
     pip install --no-deps denoising-diffusion-pytorch ema-pytorch pytorch-fid einops
-    pip install --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu      # that of the torch in use
+    pip install --no-deps torchvision==0.28.*       # the one that goes with the torch in use
     python benchmarks/trainers.py speed --data cifar10/train [--steps 10] [--rounds 3] [--batch 64]
     python benchmarks/trainers.py quality --data cifar10/train --judge cifar10/test --minutes 60 --seeds 3
 """
@@ -97,6 +97,25 @@ def prepare(folder: Path, data: Path, given: argparse.Namespace) -> None:
     stage.model.write(folder / "model", {}, dtype=None)
 
 
+def find_torchvision() -> Any:
+    """Make `import torchvision` work where its compiled operators are those of another build of torch.
+
+    The transforms need none of them, but its import declares two; what is returned keeps them while it lives.
+    """
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
+
+
 def their_net(folder: Path) -> nn.Module:
     """The same net as diffusers has it, called as the other two call theirs."""
     from diffusers import UNet2DConditionModel
@@ -164,6 +183,7 @@ class Accelerated:
     """What diffusers' example of unconditional training does, with its defaults."""
 
     def __init__(self, folder: Path, data: Path, given: argparse.Namespace, *, own: bool) -> None:
+        self.operators = find_torchvision()
         import torch
         from accelerate import Accelerator
         from diffusers import DDPMScheduler
@@ -241,6 +261,7 @@ class Lucid:
     """The trainer of `denoising-diffusion-pytorch`, with its defaults."""
 
     def __init__(self, folder: Path, data: Path, given: argparse.Namespace, *, own: bool) -> None:
+        self.operators = find_torchvision()
         import torch
         from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 
