@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -112,17 +113,18 @@ def remembered(net: torch.nn.Module, rows: int, height: int, width: int) -> int:
 
     The net is given `rows` maps of height x width.
     """
-    total = 0
+    total, levels = 0, len(cast(Sized, getattr(net, "up_blocks", ())))
     for name, layer in net.named_modules():
         if not isinstance(layer, Conv2d) or not layer.frozen or layer.remembered:
             continue
-        if layer.weight.dtype != torch.float32:
-            total += layer.weight.nbytes
-        elif layer.kernel_size == (3, 3) and layer.stride == (1, 1):
-            scale = 2.0 ** _finer(name, len(net.up_blocks), isinstance(net, UNet))
+        if layer.weight.dtype == torch.float32 and layer.kernel_size == (1, 1):
+            continue  # a linear layer
+        m = 0
+        if layer.weight.dtype == torch.float32 and layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+            scale = 2.0 ** _finer(name, levels, isinstance(net, UNet))
             sides = (math.ceil(side * scale) for side in (height, width))
             m = tile_size(layer.in_channels, layer.out_channels, min(rows, PAIR), *sides)
-            total += (m + 2) ** 2 * layer.weight[..., 0, 0].nbytes if m else 0
+        total += (m + 2) ** 2 * layer.weight[..., 0, 0].nbytes if m else layer.weight.nbytes
     return total
 
 
