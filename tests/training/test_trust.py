@@ -1,8 +1,11 @@
 """What a run does on bad days: steps that are not finite, spikes, damaged checkpoints, full disks, killed workers."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,35 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
     assert torch.equal(trainer.stage.net.weight, weights)
     next(steps)
     assert not torch.equal(trainer.stage.net.weight, weights)
+
+
+def test_killed_at_twenty_random_moments_it_ends_in_the_same_bits(tmp_path):
+    """With the averages, accumulation and workers; wherever the kill falls: in a step, in a file that is written."""
+    changes = {"steps": 60, "optim": {"accumulate": 2, "posthoc": (0.05, 0.1)}}
+    changes |= {"run": {"checkpoint": 1, "snapshots": 5, "workers": 2}}
+    begun = time.perf_counter()
+    _, expected = train(tmp_path / "whole", **changes)
+    longest = (time.perf_counter() - begun) / 10
+    draw, kills = random.Random(7), 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # a pool of threads does not survive a fork
+            try:
+                train(tmp_path / "killed", **changes)
+            finally:
+                os._exit(0)
+        time.sleep(draw.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert kills > 10  # the others came after the end
+    assert same(train(tmp_path / "killed", **changes)[1], expected)
+    whole, killed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "snapshots").glob("[!.]*")}
+        for name in ("whole", "killed")
+    )
+    assert len(whole) == 24
+    assert whole == killed
 
 
 def test_the_player_and_the_part_that_broke_are_named(tmp_path):
