@@ -249,6 +249,8 @@ def main() -> int:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, help="a folder for the table")
     given = parser.parse_args()
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
     seen, port = Seen(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
@@ -299,7 +301,8 @@ def main() -> int:
             known = {row[0] for row in db.execute("SELECT id FROM jobs")}
         audit = [json.loads(line) for line in (data / "audit.jsonl").read_text().splitlines()]
         ends = Counter(line["job"] for line in audit if line["what"] in ENDED and "job" in line)
-        trouble = sum(b'"level": "error"' in line for line in (data / "log").read_bytes().splitlines())
+        logged = (data / "log").read_bytes()
+        trouble = sum(b'"level": "error"' in line for line in logged.splitlines())
     lost = len(seen.accepted - known) + states["queued"] + states["running"]
     twice = sum(count > 1 for count in ends.values())
     by_status = Counter(dict.fromkeys((0, 500), 0))
@@ -318,7 +321,7 @@ def main() -> int:
     ]  # fmt: skip
     print("\n".join([*lines, *seen.wrong[:20]]))
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "load.log").write_bytes(logged)
         (given.out / "load.md").write_text("\n".join(lines) + "\n")
     return int(bool(lost or twice or trouble or seen.wrong or stopped))
 

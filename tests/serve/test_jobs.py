@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -199,6 +200,18 @@ def test_what_cannot_be_done_is_a_400_that_names_it(shared, fields, says, param)
     error = answer.json()["error"]
     assert says in error["message"]
     assert error["param"] == param
+
+
+def test_a_client_that_hangs_up_in_the_middle_is_no_mistake_of_ours(shared, caplog):
+    head = "POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", shared.port)) as line:
+        line.sendall(f'{head}{{"pro'.encode())
+        time.sleep(0.3)
+    until = time.monotonic() + 20
+    while 'status="499"' not in (told := shared.client.get("/metrics").text):
+        assert time.monotonic() < until
+    assert 'status="500"' not in told
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_cancel_stops_what_runs_and_what_waits(start):

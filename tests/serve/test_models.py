@@ -120,6 +120,6 @@ def test_a_model_that_loads_holds_up_nobody_else(folders, monkeypatch):
 def test_what_is_told_of_a_model_needs_it_once(folders):
     models = Models(folders, device="cpu", memory=1)
     told = [models.about(name) for name in models.names]
-    assert [about["factor"] for about in told] == [2, 2, 2]
+    assert [(about["factor"], about["sized"]) for about in told] == [(2, False)] * 3
     models.use = None  # not asked for again
     assert [models.about(name) for name in models.names] == told

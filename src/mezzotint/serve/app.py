@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .. import __version__
 from ..errors import MezzotintError, UsageError
@@ -55,7 +55,7 @@ def create_app(service: Service) -> FastAPI:
         {},
     )  # name of a key -> model, for AUTOMATIC1111's options
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
-    for kind in (MezzotintError, RequestValidationError, Refused, Exception):
+    for kind in (MezzotintError, RequestValidationError, Refused, ClientDisconnect, Exception):
         app.add_exception_handler(kind, explained)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (native.router, openai.router, a1111.router, a1111_lists.router):
@@ -153,10 +153,10 @@ class _Lines(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """One JSON object a line on stderr, uvicorn's lines too."""
+    """One JSON object a line on stderr, those of the libraries below too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    for name in ("mezzotint", "uvicorn"):
+    for name in ("mezzotint", "uvicorn", "python_multipart"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)

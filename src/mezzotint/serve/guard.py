@@ -7,11 +7,13 @@ service's own page or from a site that the operator named.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+LINGER, LINGERING = 0.5, 1_000_000  # seconds, and bytes, that are read of what is refused
 ID = re.compile(r"[\w.\-]{1,64}")  # of a request, where the client brings one
 
 
@@ -86,6 +89,7 @@ class Guard:
         try:
             refusal = self._refusal(headers)
             if refusal:
+                await _lingered(receive)
                 await _say(answered, *refusal)
             elif scope["method"] == "OPTIONS" and origin in self.settings.origins:
                 await _preflight(answered)
@@ -118,6 +122,15 @@ class Guard:
         ):
             return 413, f"more than {self.most} bytes are not read", "too_large"
         return None
+
+
+async def _lingered(receive: Receive) -> None:
+    """Reads on for a moment: whoever is hung up on in the middle of a sentence does not hear why."""
+    read = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while read < LINGERING and (message := await receive()).get("more_body"):
+                read += len(message.get("body", b""))
 
 
 async def _say(send: Send, status: int, message: str, code: str) -> None:

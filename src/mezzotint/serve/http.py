@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from ..errors import MezzotintError, UsageError
 from .keys import Caller, TooMany
@@ -78,6 +79,8 @@ def explained(request: Request, error: Exception) -> Response:
     elif isinstance(error, RequestValidationError):
         status, (message, param) = 400, _first(error.errors())
         code = "invalid_value"
+    elif isinstance(error, ClientDisconnect):  # in the middle of a request; nobody will read this
+        status, code, message = 499, "client_gone", "the client went away"
     elif isinstance(error, Blocked):
         status, code = 400, "content_policy_violation"
     elif isinstance(error, TooMany):

@@ -101,6 +101,7 @@ class Models:
                     "hash": self.fingerprint(name),
                     "tokens": pipeline.encoder.capacity,
                     "factor": pipeline.codec.factor,
+                    "sized": bool(pipeline.configs.sized),
                 }
         return self._about[name]
 

@@ -130,6 +130,7 @@ def info(service: Serving, caller: Asking) -> dict[str, Any]:
             for name, method in METHODS.items()
         },
         "grids": list(GRIDS),
+        "mark": service.settings.mark,
         "loras": list(service.shelf.loras()),
         "words": sorted(service.shelf.words()),
         "limits": {

@@ -392,9 +392,8 @@ class Service:
                 else:
                     made = event
         assert made is not None
-        self._keep(
-            live, piece.number, made
-        )  # out of the lane, where others would wait for what is asked next
+        # Out of the lane, where others would wait for what this one asks next.
+        self._keep(live, piece.number, made)
         calls = max(1, shown * METHODS[request.sampler].evaluations)
         self._pace += 0.1 * ((time.monotonic() - begun) / calls / max(1, self.running) - self._pace)
 

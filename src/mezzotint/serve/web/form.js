@@ -4,12 +4,13 @@ import { $, el, words } from "./dom.js";
 import { base64 } from "./api.js";
 
 const KEPT = "mezzotint-form";
-const FIRST = ["left", "top", "right", "bottom", "num_images", "seed", "size", "strength", "distance", "at"]; // in sight; the others behind "More knobs"
+const FIRST = ["left", "top", "right", "bottom", "num_images", "seed", "size", "strength", "style_strength", "content_strength", "distance", "at"]; // in sight; the others behind "More knobs"
 const OWN = new Set(["prompt", "task", "width", "height"]); // have a place of their own
 const NAMES = {
   num_images: "How many", num_inference_steps: "Steps", guidance_scale: "Guidance", negative_prompt: "Not in the picture",
-  grid: "Noise levels", model: "Model",
+  grid: "Noise levels", model: "Model", loras: "LoRAs", embeddings: "Learnt words", mark: "Invisible mark",
 };
+const SIZED = new Set(["original_width", "original_height", "crop_left", "crop_top", "aesthetic_score", "negative_aesthetic_score"]); // what SDXL is told
 const TASKS = { text2img: "Draw from words", img2img: "Draw a picture anew", vary: "Vary a picture",
   inpaint: "Draw a part anew", outpaint: "Grow a picture", interpolate: "Between two prompts" };
 
@@ -20,6 +21,7 @@ export function build(given) {
   info = given;
   $("task").replaceChildren(...Object.keys(info.tasks).map((name) => el("option", { value: name }, TASKS[name] ?? words(name))));
   $("field-task").hidden = Object.keys(info.tasks).length < 2;
+  $("wearable").hidden = !info.loras.length;
   $("wearable").replaceChildren(...info.loras.map((name) => el("button", { type: "button", onclick: () => put(`<lora:${name}:0.8>`) }, name)));
   show(JSON.parse(localStorage.getItem(KEPT) ?? "{}"));
 }
@@ -40,7 +42,7 @@ function show(values) {
   if ("prompt" in values) $("prompt").value = values.prompt ?? "";
   const task = info.tasks[$("task").value];
   $("task-help").textContent = task.about;
-  const fields = task.fields.filter((name) => !OWN.has(name) && !isPicture(info.request.properties[name]));
+  const fields = task.fields.filter((name) => !OWN.has(name) && !isPicture(info.request.properties[name]) && (model().sized || !SIZED.has(name)));
   $("given").hidden = !task.fields.includes("image");
   $("manner").hidden = !task.fields.includes("style_image");
   $("paint").hidden = !task.fields.includes("mask") || !picture.blob;
@@ -73,7 +75,7 @@ function choice(name, label, options, value, help) {
 function knob(name, value) {
   const whole = info.request.properties[name], schema = plain(whole);
   const label = NAMES[name] ?? words(name), help = whole.description ?? "";
-  const usual = model()[name] ?? info.tasks[$("task").value].heeds?.[name] ?? whole.default;
+  const usual = name === "mark" ? info.mark : model()[name] ?? info.tasks[$("task").value].heeds?.[name] ?? whole.default;
   if (name === "sampler" || name === "grid") {
     const known = name === "sampler" ? Object.keys(info.samplers) : info.grids;
     return choice(name, label, [["", `the model's own (${usual})`], ...known], value, help);
