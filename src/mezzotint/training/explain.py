@@ -216,7 +216,8 @@ def _data(config: TrainConfig, copy: TrainConfig, stage: Stage) -> Data | None:
 
 def _nets(config: TrainConfig, stage: Stage, trainer: Trainer) -> Nets:
     model = getattr(stage, "model", None)
-    start = config.model.start or getattr(getattr(config, config.stage, None), "start", None)
+    section = getattr(config, "vae" if config.stage == "autoencoder" else config.stage, None)
+    start = config.model.start or getattr(section, "start", None)
     return Nets(
         config.stage,
         str(start) if start else "random weights",
