@@ -19,17 +19,18 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from mezzotint.cli import run  # noqa: E402
 
-APPLE, CAT = "a red apple", "a cat face"
+APPLE, CAT, FLOWER = "a red apple", "a cat face", "a sunflower on a blue background"
 COMMANDS = [  # (name of the picture, words of the command)
     ("apple", ["generate", APPLE, "--seed", "1"]),
     ("cat", ["generate", CAT, "--seed", "1"]),
+    ("flower", ["generate", FLOWER, "--seed", "1"]),
     ("img2img", ["img2img", "{apple}", "a green pear", "--strength", "0.7", "--seed", "1"]),
     ("vary", ["vary", "{apple}", "--distance", "0.3", "--seed", "7"]),
     ("interpolate", ["interpolate", APPLE, CAT, "--at", "0.5", "--seed", "1"]),
     ("inpaint", ["inpaint", "{apple}", CAT, "--mask", "{mask}", "--seed", "1"]),
     ("outpaint", ["outpaint", "{apple}", APPLE, "--left", "32", "--right", "32", "--seed", "1"]),
-    ("restyle", ["restyle", "{cat}", APPLE, "--from", CAT, "--seed", "1"]),
-    ("stylize", ["stylize", "{apple}", "{cat}", APPLE, "--seed", "1"]),
+    ("restyle", ["restyle", "{flower}", APPLE, "--from", FLOWER, "--seed", "1"]),
+    ("stylize", ["stylize", "{apple}", "{flower}", APPLE, "--from", FLOWER, "--seed", "1"]),
     ("rewrite", ["rewrite", "{apple}", "a green apple", "--from", APPLE, "--seed", "1"]),
     (
         "rewrite-words",

@@ -42,8 +42,8 @@ class EditsConfig:
 
     inpaint: int = 100
     rewrite: int = 100
-    restyle: int = 40
-    stylize: int = 40
+    restyle: int = 20
+    stylize: int = 20
     outpaint: int = 100
     seed: int = 2027
 

@@ -127,7 +127,7 @@ _ROWS = (
         "restyle",
         "Draw pictures from words in the manner of another picture.",
         ("style_image", "prompt"),
-        {"style_strength": 0.5, "source_prompt": ""},
+        {"style_strength": 0.7, "source_prompt": ""},
     ),
     Task(
         "stylize",
