@@ -63,6 +63,9 @@ def test_an_engine_that_is_unknown_not_installed_or_of_no_use_is_one_line(monkey
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install mezzotint\[openvino\]"):
         realiser("openvino", "float32", CPU)
+    monkeypatch.setattr(engine, "find_spec", lambda name: True)
+    with pytest.raises(UsageError, match="computes U-Nets, and this model is"):
+        realiser("openvino", "float32", CPU)(torch.nn.Identity())
     unet = tiny_checkpoint().unet
     assert realiser("torch", "float32", CPU)(unet) is unet
 
