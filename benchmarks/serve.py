@@ -225,7 +225,7 @@ def compared(rows: list[dict[str, object]]) -> list[str]:
             shares = [
                 float(at[one][name]) / float(at[two][name])  # type: ignore[arg-type]
                 for name, one, two in (("short_p99", other, "steps"), ("per_second", "steps", other))
-                if name in at[one] and name in at[two]
+                if name in at[one] and at[two].get(name)  # of few jobs there may be no short one
             ]
             if len(shares) == 2:
                 lines.append(

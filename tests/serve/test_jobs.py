@@ -292,7 +292,7 @@ def serving(data, model, port):
         env=os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         try:
             if httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
@@ -317,7 +317,7 @@ def test_killed_under_load_every_accepted_job_ends_once(tmp_path, model):
                     "num_inference_steps": 20,
                     "num_images": 2,
                 }
-                answer = httpx2.post(f"http://127.0.0.1:{port}/api/jobs", json=body, timeout=5)
+                answer = httpx2.post(f"http://127.0.0.1:{port}/api/jobs", json=body, timeout=60)
                 if answer.status_code == 202:
                     accepted.append(answer.json()["id"])
             except httpx2.TransportError:
@@ -327,14 +327,17 @@ def test_killed_under_load_every_accepted_job_ends_once(tmp_path, model):
         for _ in range(2):
             process = serving(tmp_path, model, port)
             clients = [pool.submit(client, i) for i in range(4)]
-            time.sleep(0.7)
+            until, before = time.monotonic() + 60, len(accepted)
+            while len(accepted) < before + 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.3)
             process.send_signal(signal.SIGKILL)
             process.wait()
             for one in clients:
                 one.result()
     process = serving(tmp_path, model, port)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while len(states) < len(accepted):
             assert time.monotonic() < until, (
                 f"{len(accepted) - len(states)} of {len(accepted)} jobs have not ended"
