@@ -43,12 +43,17 @@ def shard(net: nn.Module, world: World, device: torch.device) -> None:
 
 
 def _blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """What is gathered at a time: entries of the net's lists, and its children that have children."""
+    """What is gathered at a time: the entries of the lists in a net's blocks, or a block that has no lists.
+
+    Not whole blocks of a U-Net: FSDP hands copies of the lists that it is given on, and they take maps off one list.
+    """
     for child in net.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        elif any(True for _ in child.children()):
-            yield child
+        for block in child if isinstance(child, nn.ModuleList) else [child]:
+            lists = [inner for inner in block.children() if isinstance(inner, nn.ModuleList)]
+            if lists:
+                yield from (entry for inner in lists for entry in inner)
+            elif isinstance(child, nn.ModuleList) or any(True for _ in block.children()):
+                yield block
 
 
 def local_part(tensor: Tensor) -> Tensor:
