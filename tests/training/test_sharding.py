@@ -1,14 +1,22 @@
 """Weights in parts: two processes are one, and any number of processes goes on from what any other number wrote."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from line import CPU, config, same
 from several import BlocksStage, blocks_config, train_alone, train_together
+from test_denoising import places  # noqa: F401 - a fixture
 from torch import nn
 
 from mezzotint.errors import MezzotintError, UsageError
+from mezzotint.pipeline import Pipeline
 from mezzotint.training import checkpoint, sharding
+from mezzotint.training.config import read_config
 from mezzotint.training.loop import Trainer
+from mezzotint.training.watch import run
 from mezzotint.training.world import World
 
 FSDP = {"run": {"sharding": "fsdp"}}
@@ -79,3 +87,42 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 def test_parts_of_a_batch_and_parts_of_a_net(tmp_path):
     expected = train_alone(tmp_path / "one")
     close(train_together(tmp_path / "two", 2, optim={"accumulate": 2}, **FSDP), expected)
+
+
+UNET = """
+stage = "model"
+data = "{data}"
+out = "{out}"
+optim = {{steps = 3, batch = 4, lr = 2e-3, warmup = 1, posthoc = [0.1]}}
+run = {{precision = "float32", checkpoint = 2, pictures = 2, validate_every = 2, device = "cpu"}}
+dataset = {{resolution = 16, held_out = 0.2}}
+model = {{steps = 2, half = false, condition = "class", weight = "simple"}}
+
+[net]
+block_out_channels = [8, 16]
+down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
+up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
+layers_per_block = 1
+attention_head_dim = 8
+norm_num_groups = 4
+"""
+
+
+@pytest.mark.slow
+def test_a_unet_in_parts_is_looked_at_and_written_whole(places, tmp_path):  # noqa: F811
+    """`torchrun ... -m mezzotint train`: the weights of one process, and a result that opens."""
+    file = tmp_path / "unet.toml"
+    file.write_text(UNET.format(data=places / "classes", out=tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "mezzotint", "train", str(file), "--set", "run.sharding=fsdp"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    for _ in run(read_config(file, [f"out={tmp_path / 'one'}"])):
+        pass
+    found, expected = (checkpoint.load_newest(tmp_path / n / "checkpoints")[0] for n in ("two", "one"))
+    close(found, expected, rtol=1e-3, atol=1e-5)
+    pipe = Pipeline.load(tmp_path / "two" / "model", device="cpu")
+    for key, value in pipe.denoiser.net.state_dict().items():
+        assert torch.equal(value, found[f"ema.unet.{key}"])
+    for path in ("pictures/00000003.png", "report.html", "snapshots"):
+        assert (tmp_path / "two" / path).exists()
