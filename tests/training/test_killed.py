@@ -11,7 +11,7 @@ from test_autoencoder import EYES
 from test_autoencoder import settings as of_pictures
 from test_denoising import DIT, config, places  # noqa: F401 - a fixture
 from test_loop import final_state
-from test_words import word
+from test_textual_inversion import word
 
 from mezzotint.training.watch import run
 
