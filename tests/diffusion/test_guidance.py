@@ -249,6 +249,20 @@ def test_saying_replaces_the_text_alone():
     )
     assert (heard.text.shape, heard.pooled.shape, heard.mask) == ((3, 2, 4), (3, 5), None)
     assert heard.concat is concat
+    label = torch.zeros(3)
+    for text, expected in ((Cond(), [0, 0, 0]), (Cond(label=torch.ones(1)), [1, 1, 1])):
+        heard = saying(spy, text)(torch.zeros(3, 1), torch.ones(3), Cond(label=label))
+        assert heard.label.tolist() == expected
+
+
+def test_several_classes_at_once_are_each_its_own():
+    def answer(x, sigma, cond):
+        return cond.label[:, None].expand_as(x)
+
+    zero, parts = torch.zeros(2, 1), [(Cond(label=torch.tensor([label])), 1.0) for label in (3.0, 5.0)]
+    cond = Cond(label=torch.full((2,), 3.0))
+    got = composed(answer, 1.0, parts, Cond(label=torch.tensor([1.0])))(zero, torch.ones(2), cond)
+    assert got.flatten().tolist() == [1 + 2 + 4] * 2
 
 
 def test_what_is_made_of_one_text_alone_is_not_taken_for_the_other():

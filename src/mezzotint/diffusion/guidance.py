@@ -45,12 +45,13 @@ def composed(
     """A picture of several things at once (Liu et al. 2022, arXiv 2206.01714, eq. 11).
 
     Each of N `parts` says one, with a weight w: strong = D0 + sum of w (D - D0), D0 being the estimate for `null`,
-    and guidance goes past that, D0 + scale (strong - D0). What the sampler tells of text is not heard; classes and
-    what is joined to the picture are. `parts` and `null` have 1 row or B. One call with (1 + N) B rows.
+    and guidance goes past that, D0 + scale (strong - D0). What the sampler tells of text is not heard; what is joined
+    to the picture is, and so is the class for a part that has none. `parts` and `null` have 1 row or B. One call with
+    (1 + N) B rows.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        several = [null, *(part._replace(label=cond.label, concat=cond.concat) for part, _ in parts)]
+        several = [null, *(_in_place(part, cond) for part, _ in parts)]
         count = len(several)
         each = denoise(
             x.repeat_interleave(count, 0), sigma.repeat_interleave(count, 0), _beside(several, len(x))
@@ -93,15 +94,14 @@ def interval(guided: Denoise, plain: Denoise, sigma_lo: float, sigma_hi: float) 
 
 
 def saying(denoise: Denoise, text: Cond) -> Denoise:
-    """`denoise` that hears `text`, 1 row or B, in the place of every text that it is told.
+    """`denoise` that hears `text` (or a class), 1 row or B, in the place of every one that it is told.
 
-    Its class and what is joined to the picture stay what the sampler gives.
+    What is joined to the picture stays what the sampler gives, and the class where `text` has none.
     """
 
     def telling(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         said = text.map(lambda field: field.expand(len(x), *field.shape[1:]))
-        heard = said._replace(label=cond.label, concat=cond.concat)
-        return denoise(x, sigma, heard)
+        return denoise(x, sigma, _in_place(said, cond))
 
     return telling
 
@@ -170,6 +170,11 @@ def joined(conds: Sequence[Cond]) -> Cond:
         conds = [_filled(cond, max(text.shape[1] for text in texts)) for cond in conds]
     each = zip(*conds, strict=True)
     return Cond(*(None if any(f is None for f in fields) else torch.cat(fields) for fields in each))
+
+
+def _in_place(text: Cond, cond: Cond) -> Cond:
+    """`text` in the place of that of `cond`, whose `concat` stays, and whose class where `text` has none."""
+    return text._replace(label=cond.label if text.label is None else text.label, concat=cond.concat)
 
 
 def _beside(several: Sequence[Cond], rows: int) -> Cond:
