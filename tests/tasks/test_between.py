@@ -1,5 +1,6 @@
 """Between two seeds and two prompts: both ends are what they are alone, and the way between keeps to the sphere."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from drawing import apart, drawn
 from mezzotint.diffusion.between import slerp
+from mezzotint.errors import UsageError
+from mezzotint.labels import LabelEncoder
 
 ASKED = {"prompt": "a red apple", "seed": 3}
 
@@ -32,6 +35,12 @@ def test_the_ends_of_a_walk_are_the_pictures_themselves(pipe):
     middle = drawn(pipe, **ASKED, **walk)[0]
     assert middle.recipe["at"] == 0.5
     assert apart(middle, drawn(pipe, **ASKED)[0]) > 0
+
+
+def test_between_classes_lies_nothing(pipe):
+    told = replace(pipe, encoder=LabelEncoder(["cat", "dog"], pipe.device))
+    with pytest.raises(UsageError, match="'tiny' is told classes, between which nothing lies"):
+        drawn(told, task="interpolate", prompt="cat", prompt_to="dog")
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])

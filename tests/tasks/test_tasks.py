@@ -31,6 +31,14 @@ def test_every_special_field_belongs_to_a_task_and_every_row_to_a_file():
             "strength 0 leaves the picture",
         ),
         ({"task": "img2img", "image": Image.new("RGB", (8, 8)), "strength": 1e-3}, "has not so many levels"),
+        (
+            {"task": "invert", "image": Image.new("RGB", (8, 8)), "strength": 0},
+            "strength 0 leaves the picture",
+        ),
+        (
+            {"task": "restyle", "style_image": Image.new("RGB", (8, 8)), "prompt": "[cats:apple:0.5]"},
+            "restyle takes prompts that stay the same over the steps",
+        ),
         ({"task": "img2img", "image": Image.new("RGB", (8, 8)), "strength": 2}, "strength (--strength) is 2"),
         ({"task": "vary", "image": Image.new("RGB", (8, 8))}, "carries no recipe"),
     ],

@@ -13,7 +13,6 @@ import torch
 from ..diffusion.between import noise_between, slerp
 from ..diffusion.types import Cond
 from ..errors import UsageError
-from ..prompt import Script
 from .problem import Problem, fresh_noise, guided, levels, pure_noise, single, told
 
 if TYPE_CHECKING:
@@ -32,9 +31,10 @@ def interpolate(pipeline: Pipeline, request: Settled) -> Problem:
         noise = noise_between(noise, far, share)
     if request.prompt_to is not None:
         single(request, request.prompt, request.prompt_to)
-        if not Script.read(request.prompt).constant or not Script.read(request.prompt_to).constant:
+        if cond.label is not None:
             raise UsageError(
-                "interpolate takes prompts that stay the same over the steps; take [..] out of them"
+                f"'{pipeline.name}' is told classes, between which nothing lies; leave prompt_to (--to) out, and go "
+                "from seed to seed"
             )
         cond = _between(cond, told(pipeline, request.model_copy(update={"prompt": request.prompt_to})), share)
     return Problem(

@@ -21,12 +21,16 @@ METHODS = ("bdia", "ddim")
 
 
 def invert(pipeline: Pipeline, request: Settled) -> Problem:
-    """The problem of a settled request; needs `image`; the prompt says what it shows, `prompt_to` what it will."""
+    """The problem of a settled request; needs `image` and `strength`.
+
+    The prompt says what the picture shows, `prompt_to` what it will.
+    """
     assert request.image is not None
+    assert request.strength is not None
     method = request.method or METHODS[0]
     if method not in METHODS:
         raise unknown("method of inversion", method, METHODS)
-    sigmas = levels(pipeline, request, request.strength or 1.0)
+    sigmas = levels(pipeline, request, request.strength)
     if len(sigmas) < 3:
         raise UsageError("inversion needs at least 2 steps (--steps)")
     x0 = given_latents(pipeline, request, request.image.image)

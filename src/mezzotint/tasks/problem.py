@@ -141,9 +141,17 @@ def _heard(pipeline: Pipeline, request: Settled, text: str) -> Cond:
 
 
 def single(request: Settled, *prompts: str | None) -> None:
-    """Raises UsageError if one of the prompts has an AND, for a task that compares prompts with each other."""
-    if any(len(conjuncts(prompt or "")) > 1 for prompt in prompts):
-        raise UsageError(f"{request.task} takes prompts that say one thing at a time; take AND out of them")
+    """Raises UsageError if one of the prompts has an AND or changes over the steps, for a task in which several are
+    heard side by side: `guided` would have all of them say that one."""
+    for prompt in prompts:
+        if len(conjuncts(prompt or "")) > 1:
+            raise UsageError(
+                f"{request.task} takes prompts that say one thing at a time; take AND out of them"
+            )
+        if not Script.read(prompt or "").constant:
+            raise UsageError(
+                f"{request.task} takes prompts that stay the same over the steps; take [..] out of them"
+            )
 
 
 def prepared(pipeline: Pipeline, cond: Cond) -> Cond:

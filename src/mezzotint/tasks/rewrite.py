@@ -30,9 +30,10 @@ METHODS = ("flow", "words")
 
 
 def rewrite(pipeline: Pipeline, request: Settled) -> Problem:
-    """The problem of a settled request; needs `image`, `source_prompt` and `strength`."""
+    """The problem of a settled request; needs `image`, `source_prompt`, `source_guidance` and `strength`."""
     assert request.image is not None
     assert request.strength is not None
+    assert request.source_guidance is not None
     method = request.method or METHODS[request.reweight is not None]
     if request.reweight is not None and method != "words":
         raise UsageError(f"words are reweighted by --method words; {method} looks at none")
@@ -41,7 +42,7 @@ def rewrite(pipeline: Pipeline, request: Settled) -> Problem:
     sigmas, noise = levels(pipeline, request, request.strength), fresh_noise(pipeline, request)
     x0 = given_latents(pipeline, request, request.image.image)
     said = request.source_prompt or (request.prompt if request.reweight else "")
-    before = request.model_copy(update={"prompt": said, "guidance_scale": request.source_guidance or 1.0})
+    before = request.model_copy(update={"prompt": said, "guidance_scale": request.source_guidance})
     if method == "words":
         return _words(pipeline, request, sigmas, noise, x0, before)
     denoise = flow_edit(
