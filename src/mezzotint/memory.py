@@ -114,11 +114,11 @@ def decoding(config: VAEConfig, height: int, width: int, itemsize: int) -> int:
 def remembered(net: torch.nn.Module, rows: int, height: int, width: int) -> int:
     """Bytes that frozen convolutions of a U-Net or a decoder will keep beside their weights and do not keep yet.
 
-    The net is given `rows` maps of height x width.
+    Only those on processors keep any. The net is given `rows` maps of height x width.
     """
     total, levels = 0, len(cast(Sized, getattr(net, "up_blocks", ())))
     for name, layer in net.named_modules():
-        if not isinstance(layer, Conv2d) or not layer.frozen or layer.remembered:
+        if not isinstance(layer, Conv2d) or not layer.frozen or layer.remembered or not layer.weight.is_cpu:
             continue
         if layer.weight.dtype == torch.float32 and layer.kernel_size == (1, 1):
             continue  # a linear layer
@@ -146,7 +146,10 @@ def _finer(name: str, levels: int, unet: bool) -> int:
 def free(device: torch.device) -> int | None:
     """Bytes that may still be had on a device; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # torch keeps it for later
+        return torch.cuda.mem_get_info(device)[0] + idle
     found = [value for value in (_available(), _allowed()) if value is not None]
     return min(found) if device.type == "cpu" and found else None
 
