@@ -12,7 +12,6 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from .formats.scheduler import Plan
 from .labels import LabelEncoder
 from .mark import marked
 from .memory import fitting
+from .nets import AutoencoderKL, UNetConfig
 from .nets.blocks import channels_last
 from .nets.layers import frozen
 from .precision import chosen, name_of
@@ -110,6 +110,7 @@ class Pipeline:
     precision: str = "float32"  # what the nets compute in
     engine: str = "torch"  # who computes the denoiser's net; one of `engine.ENGINES`
     trials: Trials = field(default_factory=dict, repr=False)  # see `exact.tried`
+    read: dict[str, str] = field(default_factory=dict, repr=False)  # of the model's files; see `fingerprint`
     draws: Draws = field(default=batch_noise, repr=False)  # seeds of pictures -> their noise
     restated: Callable[[Problem], Problem] = field(
         default=itself, repr=False
@@ -151,9 +152,7 @@ class Pipeline:
         checkpoint = assemble(parts, dtype=dtype, device=where)
         del parts  # and with it the pages of its files
         configs = checkpoint.configs
-        unet, vae = frozen(channels_last(checkpoint.unet)), frozen(channels_last(checkpoint.vae))
-        if dtype == torch.float16 and vae.config.force_upcast:  # it overflows
-            vae = vae.float()
+        unet, vae = frozen(channels_last(checkpoint.unet)), _autoencoder(checkpoint.vae, dtype)
         encoder = TextEncoder(
             list(checkpoint.encoders.values()),
             where,
@@ -190,7 +189,7 @@ class Pipeline:
         dtype = chosen(precision, device, sum(weight.numel() for weight in model.unet.parameters()))
         realised = realiser(engine, name_of(dtype), device)
         unet = frozen(channels_last(model.unet.to(dtype)))
-        codec = Latents(frozen(channels_last(model.vae.to(dtype)))) if model.vae is not None else Pixels()
+        codec = Latents(_autoencoder(model.vae, dtype)) if model.vae is not None else Pixels()
         encoder: Encoder = LabelEncoder(model.classes, device)
         names: list[str] = []
         if model.text_encoder is not None and model.tokenizer is not None:
@@ -211,10 +210,12 @@ class Pipeline:
             wardrobe=wardrobe,
         )
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the model's files: what a recipe knows it by."""
-        return content_hash(self.folder)
+        """SHA-256 of the model's files, read once for all pipelines made of this one: what a recipe knows it by."""
+        if "sha256" not in self.read:
+            self.read["sha256"] = content_hash(self.folder)
+        return self.read["sha256"]
 
     @property
     def exact(self) -> bool:
@@ -338,7 +339,7 @@ class Pipeline:
             return {}
         native = (self.defaults.width, self.defaults.height)
         asked = (request.width, request.height)
-        width, height = fitted(area(request, native), asked, native, self.codec.factor)
+        width, height = fitted(area(request, native), asked, native, self.grain)
         return {"width": width, "height": height}
 
     def generate(self, request: Request, *, together: int | None = None) -> Iterator[Event]:
@@ -435,12 +436,18 @@ class Pipeline:
         factor = self.codec.factor
         return self.codec.channels, request.height // factor, request.width // factor
 
+    @property
+    def grain(self) -> int:
+        """What the sides of pictures must be multiples of: maps are smaller, and transformers cut them into squares."""
+        net = self.configs.unet
+        return self.codec.factor * (1 if isinstance(net, UNetConfig) else net.multiple)
+
     def _check_size(self, request: Settled) -> None:
         for name, native in (("width", self.defaults.width), ("height", self.defaults.height)):
-            asked, factor = getattr(request, name), self.codec.factor
-            if asked % factor:
-                near = max(factor, round(asked / factor) * factor)
-                raise UsageError(f"{name} {asked} is not a multiple of {factor}; the nearest that is: {near}")
+            asked, grain = getattr(request, name), self.grain
+            if asked % grain:
+                near = max(grain, round(asked / grain) * grain)
+                raise UsageError(f"{name} {asked} is not a multiple of {grain}; the nearest that is: {near}")
             if asked > LARGEST * native:
                 raise UsageError(
                     f"{name} {asked} is too large for '{self.name}', which draws {native} well; ask for at most "
@@ -449,6 +456,12 @@ class Pipeline:
 
 
 load = Pipeline.load
+
+
+def _autoencoder(vae: AutoencoderKL, dtype: torch.dtype) -> AutoencoderKL:
+    """Ready to draw in `dtype`, or in float32 where it would overflow."""
+    wide = dtype == torch.float16 and vae.config.force_upcast
+    return frozen(channels_last(vae.to(torch.float32 if wide else dtype)))
 
 
 def fitted(

@@ -100,7 +100,7 @@ class Models:
                     "license": pipeline.defaults.license,
                     "hash": self.fingerprint(name),
                     "tokens": pipeline.encoder.capacity,
-                    "factor": pipeline.codec.factor,
+                    "factor": pipeline.grain,
                     "sized": bool(pipeline.configs.sized),
                 }
         return self._about[name]
