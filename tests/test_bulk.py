@@ -70,12 +70,12 @@ def test_a_file_is_drawn_line_by_line_and_only_once(model, file, tmp_path, capsy
 
 
 def test_what_does_not_go_together_is_refused(file, tmp_path, capsys):
-    for wrong in (["a cat"], ["--film", "x.gif"], ["-o", "x.png"], ["--workers", "2"]):
+    for wrong in (["a cat"], ["--film", "x.gif"], ["--sign", "x"], ["-o", "x.png"], ["--workers", "2"]):
         assert run(["generate", "--prompts", str(file), *wrong]) == 2
     assert run(["generate", "a cat", "--engine", "ray"]) == 2
     assert run(["generate"]) == 2
     assert run(["generate", "--prompts", str(tmp_path / "none.jsonl")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 7
+    assert len(capsys.readouterr().err.splitlines()) == 8
 
 
 def test_a_line_without_a_seed_has_one_of_its_own():

@@ -103,10 +103,14 @@ def draw_on_ray(
 ) -> Iterator[Outcome]:
     """What becomes of the lines, as they are done; each worker opens the model by itself (`opened`: for `load`).
 
-    Raises UsageError where Ray is not installed or too small.
+    Raises UsageError where Ray is not installed or too small, and for a model that is not there.
     """
     if not lines:
         return
+    from .catalog import find_model
+
+    # Here, where it is told in one line, and fetched once.
+    find_model(opened["model"], download=bool(opened.get("download")))
     with cluster(workers) as ray:
         try:
             from ray.data import ActorPoolStrategy, DataContext, from_items

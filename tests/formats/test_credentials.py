@@ -76,6 +76,9 @@ def test_how_sure_it_is_depends_on_who_is_believed(signing, picture):
     assert read_credentials(data, trusted=signing.certificates)["state"] == "trusted"
     assert "nobody known vouches" in origin(data)["says"]
     assert "whom you trust" in origin(data, trusted=signing.certificates)["says"]
+    for wrong in (b"no certificates", b"\xff"):  # says nothing of the picture
+        with pytest.raises(MezzotintError, match="to trust cannot be read"):
+            read_credentials(data, trusted=wrong)
 
 
 def test_who_changes_the_picture_breaks_the_signature(signing, picture):

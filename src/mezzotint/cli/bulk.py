@@ -17,7 +17,14 @@ from .options import parsed_size
 from .show import Show
 
 OPENS = ("model", "device", "precision", "engine", "variant", "download")  # what a model is opened with
-ALONE = ("film", "sheet", "slides", "together", "force")  # options that are for prompts of the command line
+ALONE = (
+    "film",
+    "sheet",
+    "slides",
+    "together",
+    "sign",
+    "force",
+)  # options that are for prompts of the command line
 File = Annotated[
     Path | None,
     typer.Option(

@@ -95,7 +95,7 @@ def read_credentials(data: bytes, *, trusted: bytes = b"") -> dict[str, Any] | N
     {"state": "trusted" (signed by whom one of the certificates `trusted`, PEM, vouches for), "valid" (unchanged since
     it was signed, by whomever), "invalid" (changed, or not signed well) or "unread" (they lie elsewhere, or mezzotint's
     c2pa extra is not installed), "signer", "generator", "source": IPTC's word, "why": what does not hold}. Nothing is
-    fetched.
+    fetched. Raises MezzotintError if the certificates cannot be read.
     """
     if b"c2pa" not in data:  # each manifest has its name in it
         return None
@@ -104,7 +104,11 @@ def read_credentials(data: bytes, *, trusted: bytes = b"") -> dict[str, Any] | N
     except MezzotintError as error:
         return {"state": "unread", "signer": None, "generator": None, "source": None, "why": [str(error)]}
     try:
-        reader = c2pa.Reader.try_create(None, io.BytesIO(data), context=_context(trusted.decode()))
+        context = _context(trusted.decode())
+    except (c2pa.C2paError, ValueError) as error:
+        raise MezzotintError(f"the certificates to trust cannot be read ({_line(error)})") from error
+    try:
+        reader = c2pa.Reader.try_create(None, io.BytesIO(data), context=context)
         if reader is None:
             return None
         with reader:

@@ -82,7 +82,11 @@ class Replica:
 
 @contextmanager
 def painters(settings: Settings, replicas: int) -> Iterator[Painter]:
-    """Replicas that draw, while the block lasts. Raises UsageError where Ray is not installed or too small."""
+    """Replicas that draw, while the block lasts.
+
+    Raises UsageError where Ray is not installed or too small, and for a model that is not there.
+    """
+    Models(settings.models)  # here, where it is told in one line, rather than in every replica
     with cluster(replicas) as ray:
         try:
             from ray import serve
