@@ -1,5 +1,7 @@
 """AUTOMATIC1111's API, by a client that was written for that program."""
 
+import base64
+import io
 import threading
 import time
 
@@ -111,6 +113,12 @@ def test_png_info_and_upscaling(api, shared):
     assert "two green cats" in api.png_info(told.image).info
     assert api.png_info(Image.new("RGB", (8, 8))).info == ""
     assert api.extra_single_image(told.image, upscaler_1="Lanczos", upscaling_resize=3).image.size == (48, 48)
+    held = io.BytesIO()
+    told.image.save(held, "PNG")
+    body = {"image": base64.b64encode(held.getvalue()).decode(), "upscaler_1": "Lanczos"}
+    for size in ({"upscaling_resize": -2}, {"upscaling_resize": 0}, {"upscaling_resize": 1e9}):
+        answer = shared.client.post("/sdapi/v1/extra-single-image", json=body | size)
+        assert (answer.status_code, "pixels" in answer.json()["detail"]) == (400, True)
 
 
 def test_progress_and_interrupt(api):
@@ -146,6 +154,7 @@ def test_progress_and_interrupt(api):
             {"override_settings": {"CLIP_stop_at_last_layers": 9}},
             "clip_skip (--clip-skip) is 9; the text encoder",
         ),
+        ({"override_settings": ["eta"]}, "override_settings: an object"),
         ({"override_settings": {"eta_noise_seed_delta": 2}}, "'eta_noise_seed_delta' cannot be set here"),
         ({"override_settings": {"sd_model_checkpoint": "/etc/passwd"}}, "unknown model"),
         ({"steps": "many"}, "num_inference_steps"),

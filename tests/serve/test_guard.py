@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from mezzotint.cli import run
-from mezzotint.errors import UsageError
+from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.serve.keys import Caller, Keys, TooMany
 from mezzotint.serve.store import Store
 
@@ -87,10 +87,17 @@ def test_keys_roles_rate_and_quota_over_http(start):
 
 
 def test_other_sites_pages_and_names_are_refused(shared):
-    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
+    names = ("evil.example", "127.evil.example", "127.0.0.1.evil.example", "[", "localhost.evil.example")
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        *({"host": name} for name in names),
+    ):
         answer = shared.client.get("/api/info", headers=headers)
         assert answer.status_code == 403
     assert shared.client.get("/api/info", headers={"origin": shared.url}).status_code == 200
+    for name in ("localhost", "127.0.0.2:7860", "[::1]:7860"):
+        assert shared.client.get("/healthz", headers={"host": name}).status_code == 200
 
 
 def test_a_site_that_the_operator_named_may_call(start):
@@ -109,6 +116,37 @@ def test_headers_and_request_ids(shared):
     assert answer.headers["x-content-type-options"] == "nosniff"
     forged = shared.client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]
     assert forged != "a b"
+
+
+def test_a_mistake_of_ours_is_told_under_its_requests_id(shared, monkeypatch, caplog):
+    def broken(data):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("mezzotint.serve.native.read_recipe", broken)
+    answer = shared.client.post("/api/read", content=b"x", headers={"x-request-id": "mine-2"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine-2")
+    assert "out of luck" not in answer.text
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert record.request_id == "mine-2"
+    assert "out of luck" in str(record.exc_info[1])
+
+
+def test_a_text_of_any_name_is_bounded(shared):
+    for name in ("prompt_to", "source_prompt", "reweight"):
+        answer = shared.post(**{name: "a" * 40_000})
+        assert f"{name} has 40000 characters" in answer.json()["error"]["message"]
+    answer = shared.client.post("/api/reverse", json={"prompt": "a" * 40_000})
+    assert "prompt has 40000 characters" in answer.json()["error"]["message"]
+
+
+def test_a_folder_has_one_service(shared, tmp_path, capsys):
+    other = Store(shared.service.settings.data)  # as `mezzotint keys` opens it
+    with pytest.raises(MezzotintError, match="another service"):
+        other.claim()
+    other.close()
+    (tmp_path / "file").write_text("")
+    assert run(["keys", "list", "--data", str(tmp_path / "file")]) == 1
+    assert "cannot be used" in capsys.readouterr().err
 
 
 def test_a_wrong_method_hears_the_right_ones(shared):

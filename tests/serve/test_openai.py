@@ -2,6 +2,7 @@
 
 import base64
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from mezzotint import Pipeline
+from mezzotint.serve import openai
 
 
 @pytest.fixture
@@ -39,6 +41,19 @@ def test_pictures_are_those_of_the_seed(client, model):
     assert told.usage.total_tokens == told.usage.input_tokens + told.usage.output_tokens
     alone = Pipeline.load(model, device="cpu")("a red apple", seed=6, sampler="ddim")[0]
     assert np.array_equal(np.asarray(image_of(told.data[1].b64_json)), np.asarray(alone))
+
+
+def test_a_picture_of_a_stream_may_come_before_those_of_lower_numbers(tmp_path, monkeypatch):
+    (tmp_path / "1.png").write_bytes(file_of(Image.new("RGB", (8, 8)))[1])
+    store = SimpleNamespace(
+        path=lambda job, number: tmp_path / f"{number}.png",
+        made=lambda job: [SimpleNamespace(number=1, recipe={"seed": 8})],
+    )
+    told = []
+    monkeypatch.setattr(openai, "encode_image", lambda image, recipe, **knobs: told.append(recipe) or b"")
+    wished = SimpleNamespace(kind="jpeg", quality=90)
+    openai._encoded(SimpleNamespace(store=store, signing=None), SimpleNamespace(id="a"), 1, wished)
+    assert told == [{"seed": 8}]
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])

@@ -5,13 +5,15 @@ import io
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mezzotint import Pipeline
-from mezzotint.pipeline import Picture
+from mezzotint.errors import MezzotintError
+from mezzotint.pipeline import Picture, Progress
 from mezzotint.request import Request
 from mezzotint.serve.on_ray import Replica, Way, painters
 from mezzotint.serve.settings import Settings
@@ -46,6 +48,29 @@ def test_a_replica_sends_steps_looks_and_the_picture(model, tmp_path):
         assert isinstance(ways[0], Way)
         assert shown == (list(range(1, 21, 2)) if request is asked[0] else [])
     replica.lane.close()
+
+
+def test_who_comes_when_nothing_is_sent_along_sees_nothing_and_harms_nothing(start):
+    def blind(model, pipeline, request, watched):
+        for event in pipeline.generate(request):
+            time.sleep(0.01)
+            yield replace(event, look=list) if isinstance(event, Progress) else event
+
+    running = start(painter=blind)
+    job = running.post(num_inference_steps=60).json()["id"]
+    with running.client.stream("GET", f"/api/jobs/{job}/events?previews=true") as response:
+        told = [line for line in response.iter_lines() if line.startswith("event: ")]
+    assert told[-1] == "event: end"
+    assert "event: preview" not in told
+    assert running.wait(job)["state"] == "done"
+
+
+def test_a_model_that_is_not_there_is_told_before_processes_start(tmp_path):
+    with (
+        pytest.raises(MezzotintError, match="there is no such folder"),
+        painters(settings_of(tmp_path / "nowhere", tmp_path), 2),
+    ):
+        pass
 
 
 @pytest.mark.ray

@@ -1,7 +1,11 @@
 """The word list: what it refuses, and that the language of prompts is no way around it."""
 
-import pytest
+import base64
 
+import pytest
+from PIL import Image
+
+from mezzotint.formats.image import save_image
 from mezzotint.request import Request
 from mezzotint.serve.safety import WordList
 
@@ -25,6 +29,23 @@ def test_words_are_found_however_they_are_written(prompt):
     words = WordList(("gun",))
     assert words.check_request(Request(prompt=prompt))
     assert words.check_request(Request(task="interpolate", prompt="a cat", prompt_to=prompt))
+
+
+def test_what_guidance_below_1_steers_towards_is_read():
+    words = WordList(("gun",))
+    assert words.check_request(Request(prompt="a cat", negative_prompt="a gun", guidance_scale=0))
+    assert words.check_request(Request(prompt="a cat", negative_prompt="a gun", guidance_scale=7)) is None
+
+
+def test_a_picture_brings_no_words_in(start, tmp_path):
+    blocked = tmp_path / "blocked.txt"
+    blocked.write_text("cats")
+    recipe = {"task": "text2img", "prompt": "two green cats"}
+    forged = save_image(tmp_path / "forged.png", Image.new("RGB", (16, 16), "red"), recipe)
+    image = base64.b64encode(forged.read_bytes()).decode()
+    answer = start(blocked=blocked).post(task="vary", prompt="", image=image)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "content_policy_violation"
 
 
 def test_other_words_pass():

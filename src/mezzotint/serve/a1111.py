@@ -79,20 +79,21 @@ async def img2img(request: Request, service: Serving, caller: Asking) -> dict[st
     if given.get("resize_mode") not in (None, 0):
         raise Refused(400, "resize_mode: only 0, just resize, can be done", param="resize_mode")
     if given.get("mask"):
-        fields |= _masked(given, fields["image"], picture_of(given["mask"], "mask"))
+        mask, most = picture_of(given["mask"], "mask"), service.settings.limits.upload_pixels
+        fields |= await run_in_threadpool(_masked, given, fields["image"], mask, most)
     return await _drawn(request, service, caller, given, fields)
 
 
-def _masked(given: Mapping[str, Any], image: bytes, mask: bytes) -> dict[str, Any]:
+def _masked(given: Mapping[str, Any], image: bytes, mask: bytes, most: int) -> dict[str, Any]:
     """Inpainting: what lies under the mask is made up from around it (fill 0) or stays as it is (1)."""
-    where = open_image(mask, name="mask").convert("L")
+    where = open_image(mask, max_pixels=most, name="mask").convert("L")
     if given.get("inpainting_mask_invert"):
         where = where.point(lambda value: 255 - value)
     fill = given.get("inpainting_fill") or 0
     if fill not in (0, 1):
         raise Refused(400, "inpainting_fill: 0 (fill) and 1 (original) can be done", param="inpainting_fill")
     if fill == 0:
-        hollow = open_image(image, name="init_images").convert("RGBA")
+        hollow = open_image(image, max_pixels=most, name="init_images").convert("RGBA")
         if hollow.size == where.size:
             hollow.putalpha(where.point(lambda value: 0 if value else 255))
         image = encode_plain(hollow)
@@ -166,6 +167,8 @@ async def _drawn(
     request: Request, service: Service, caller: Caller, given: dict[str, Any], fields: dict[str, Any]
 ) -> dict[str, Any]:
     settings = given.pop("override_settings", None) or {}
+    if not isinstance(settings, dict):
+        raise Refused(400, "override_settings: an object, name -> value", param="override_settings")
     for name, value in given.items():
         if name in PASSED or name in MASKS or value is None or value == "":
             continue
@@ -227,7 +230,7 @@ def _answer(service: Service, job: Job) -> dict[str, Any]:
 @router.get("/progress")
 async def progress(service: Serving, caller: Asking, skip_current_image: bool = False) -> dict[str, Any]:
     """How the caller's oldest running job stands, with a picture of it."""
-    jobs = service.running_jobs(caller.sees)
+    jobs = service.running_jobs(caller.name)
     told: dict[str, Any] = {
         "progress": 0.0, "eta_relative": 0.0, "current_image": None, "textinfo": None,
         "state": {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "",
@@ -338,7 +341,7 @@ async def _resized(service: Service, given: Mapping[str, Any]) -> str:
         limits = service.settings.limits
         image = open_image(data, max_pixels=limits.upload_pixels, name="image")
         width, height = _target(given, image.size)
-        if not 1 <= width * height <= limits.upload_pixels:
+        if min(width, height) < 1 or width * height > limits.upload_pixels:
             raise Refused(400, f"{width} x {height} pixels are not made here", param="upscaling_resize")
         method = UPSCALERS[upscaler]
         return base64_of(encode_plain(image if method is None else image.resize((width, height), method)))

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..formats.image import open_image
 from ..inputs import Input
 from ..pipeline import Pipeline
-from ..request import Request, Settled
+from ..request import PICTURES, Request, Settled
 from .settings import Limits
 from .store import Job, Store
 
@@ -22,8 +22,8 @@ def read(fields: Mapping[str, Any], limits: Limits, *, mark: bool) -> Request:
 
     No path is opened that a field names.
     """
-    for name in ("prompt", "negative_prompt"):
-        if isinstance(text := fields.get(name), str) and len(text) > limits.prompt:
+    for name, text in fields.items():
+        if isinstance(text, str) and name not in PICTURES and len(text) > limits.prompt:
             raise UsageError(f"{name} has {len(text)} characters; at most {limits.prompt} are read")
     return Request.parse({"mark": mark} | dict(fields), files=False)
 

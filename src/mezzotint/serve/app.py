@@ -38,7 +38,11 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(service.start)
+        try:
+            await run_in_threadpool(service.start)
+        except MezzotintError as error:
+            app.state.failure = error  # for `run` to tell
+            raise
         yield
         await run_in_threadpool(service.stop)
 
@@ -55,7 +59,7 @@ def create_app(service: Service) -> FastAPI:
         {},
     )  # name of a key -> model, for AUTOMATIC1111's options
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
-    for kind in (MezzotintError, RequestValidationError, Refused, ClientDisconnect, Exception):
+    for kind in (MezzotintError, RequestValidationError, Refused, ClientDisconnect):
         app.add_exception_handler(kind, explained)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (native.router, openai.router, a1111.router, a1111_lists.router):
@@ -122,7 +126,10 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings, painter: Painter = here) -> None:
-    """Serve until told to stop. Raises UsageError for a wider address without a key."""
+    """Serve until told to stop.
+
+    Raises UsageError for a wider address without a key, MezzotintError if the service cannot start.
+    """
     service = Service(settings, painter=painter)
     if not settings.local and not service.keys.any:
         service.store.close()
@@ -131,11 +138,16 @@ def run(settings: Settings, painter: Painter = here) -> None:
             "`mezzotint keys add NAME`, or serve on 127.0.0.1"
         )
     log_as_json()
+    app = create_app(service)
     config = uvicorn.Config(
-        create_app(service), host=settings.host, port=settings.port, log_config=None, access_log=False,
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=int(settings.drain) + 1, timeout_keep_alive=30,
     )  # fmt: skip
-    Server(config, service).run()
+    server = Server(config, service)
+    server.run()
+    if not server.started:
+        why = getattr(app.state, "failure", "the log above says why")
+        raise MezzotintError(f"the service did not start: {why}")
 
 
 class _Lines(logging.Formatter):

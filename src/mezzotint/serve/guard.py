@@ -14,12 +14,15 @@ import re
 import secrets
 import time
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .http import explained
 from .metrics import Metrics
 from .settings import LOOPBACK, Settings
 
@@ -62,7 +65,7 @@ class Guard:
         request_id = brought if ID.fullmatch(brought) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         origin = headers.get("origin")
-        status, read = 500, 0
+        status, read = 0, 0  # 0: nothing was answered yet
 
         async def counted() -> Message:
             nonlocal read
@@ -95,6 +98,11 @@ class Guard:
                 await _preflight(answered)
             else:
                 await self.app(scope, counted, answered)
+        except Exception as error:
+            log.exception("a mistake of ours", extra={"request_id": request_id})
+            if status:  # too late to say so
+                raise
+            await explained(Request(scope), error)(scope, receive, answered)
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "other")
@@ -109,9 +117,13 @@ class Guard:
             )  # fmt: skip
 
     def _refusal(self, headers: dict[str, str]) -> tuple[int, str, str] | None:
-        host = urlsplit("//" + headers.get("host", "")).hostname or ""
-        if self.settings.local and host not in LOOPBACK and not host.startswith("127."):
-            return 403, f"this service answers to this machine's own name, not to '{host}'", "wrong_host"
+        host = headers.get("host", "")
+        if self.settings.local and not _is_here(host):
+            return (
+                403,
+                f"this service answers to this machine's own name, not to '{host[:200]}'",
+                "wrong_host",
+            )
         origin = headers.get("origin")
         ours = {f"{scheme}://{headers.get('host')}" for scheme in ("http", "https")}
         if origin is not None and origin not in {*self.settings.origins, *ours}:
@@ -122,6 +134,15 @@ class Guard:
         ):
             return 413, f"more than {self.most} bytes are not read", "too_large"
         return None
+
+
+def _is_here(host: str) -> bool:
+    """Whether a Host header means this machine; 127.example.org, say, is a name like any other."""
+    try:
+        name = urlsplit("//" + host).hostname or ""
+        return name in LOOPBACK or ip_address(name).is_loopback
+    except ValueError:  # not an address, or no host at all
+        return False
 
 
 async def _lingered(receive: Receive) -> None:

@@ -1,7 +1,8 @@
 """Jobs that have not ended, and who is told what happens to them.
 
 A watcher lives in a coroutine of the server, what it is told happens in the threads that draw: events cross over by the
-watcher's own loop. Previews cost a decoding each, so a watcher says at which steps it wants one.
+watcher's own loop. Previews cost a decoding each, so a watcher says at which steps it wants one; who does not read what
+it is told is shown no more of them until it does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from ..pipeline import Progress
 from .store import Job
 
+BEHIND = 32  # events that a watcher may have before it that are not read yet, and still be shown pictures
 Looks = Callable[[int, Progress], bool]  # whether to show picture number i at this step
 
 
@@ -29,6 +31,10 @@ class Watcher:
     events: asyncio.Queue[dict[str, Any]]
     loop: asyncio.AbstractEventLoop
     looks: Looks
+
+    def wants(self, number: int, progress: Progress) -> bool:
+        """Whether it is to be shown picture `number` now."""
+        return self.events.qsize() < BEHIND and self.looks(number, progress)
 
     def tell(self, event: dict[str, Any]) -> None:
         with suppress(RuntimeError):  # their loop has ended

@@ -145,7 +145,8 @@ def held(pipeline: Pipeline) -> int:
     tensors = [
         tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
     ]
-    kept = [made for module in modules for _, made in getattr(module, "remembered", {}).values()]
+    # `list`: somebody may draw with it meanwhile, and what layers keep grows
+    kept = [made for module in modules for _, made in list(getattr(module, "remembered", {}).values())]
     return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *kept) if tensor is not None)
 
 

@@ -322,7 +322,7 @@ async def reverse_process(request: Request, service: Serving, caller: Asking) ->
     asked = await fields_of(request)
 
     def made() -> dict[str, Any]:
-        with service.explaining(caller, Drawing.parse(asked, files=False)) as (pipeline, settled):
+        with service.explaining(caller, asked) as (pipeline, settled):
             return {
                 "words": list(spelled(pipeline, settled.prompt)),
                 "frames": list(reverse(pipeline, settled)),

@@ -159,10 +159,11 @@ async def edits(request: Request, service: Serving, caller: Asking) -> Response:
                 given[name] = _plain(value)
     if not pictures:
         raise Refused(400, "image is missing", code="missing_required_parameter", param="image")
-    return await _answer(request, service, caller, given, _task(pictures, mask), "image_edit")
+    task = await run_in_threadpool(_task, pictures, mask, service.settings.limits.upload_pixels)
+    return await _answer(request, service, caller, given, task, "image_edit")
 
 
-def _task(pictures: Sequence[bytes], mask: bytes | None) -> dict[str, Any]:
+def _task(pictures: Sequence[bytes], mask: bytes | None, most: int) -> dict[str, Any]:
     """The task of an edit: drawing all anew, in the manner of another picture, or where a mask is transparent."""
     picture, *others = pictures
     if len(others) > 1:
@@ -177,7 +178,7 @@ def _task(pictures: Sequence[bytes], mask: bytes | None) -> dict[str, Any]:
         return {"task": "stylize", "image": picture, "style_image": others[0]}
     if mask is None:
         return {"task": "img2img", "image": picture}
-    image = open_image(mask, name="mask")
+    image = open_image(mask, max_pixels=most, name="mask")
     if image.mode != "RGBA":
         raise Refused(
             400,
@@ -302,9 +303,8 @@ async def _streamed(
             if name == "alive":
                 yield b": alive\n\n"
             elif name == "preview":
-                image = Image.open(io.BytesIO(event["png"]))
                 number = event["number"]
-                data = base64_of(encode_image(image, job.request, kind=wished.kind, quality=wished.quality))
+                data = await run_in_threadpool(_partial, event["png"], job, wished)
                 yield line(f"{kind}.partial_image", _event(job, wished, f"{kind}.partial_image", data)
                            | {"partial_image_index": index[number]})  # fmt: skip
                 index[number] += 1
@@ -358,14 +358,17 @@ def _looks(job: Job, wished: Wish) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _partial(png: bytes, job: Job, wished: Wish) -> str:
+    image = Image.open(io.BytesIO(png))
+    return base64_of(encode_image(image, job.request, kind=wished.kind, quality=wished.quality))
+
+
 def _encoded(service: Service, job: Job, number: int, wished: Wish) -> str:
     data = service.store.path(job.id, number).read_bytes()
     if wished.kind != "png":
         image = open_image(data)
-        data = encode_image(
-            image, service.store.made(job.id)[number].recipe, kind=wished.kind, quality=wished.quality,
-            signing=service.signing,
-        )  # fmt: skip
+        recipe = next(made.recipe for made in service.store.made(job.id) if made.number == number)
+        data = encode_image(image, recipe, kind=wished.kind, quality=wished.quality, signing=service.signing)
     return base64_of(data)
 
 

@@ -65,6 +65,8 @@ class WordList:
 
     def check_request(self, request: Request) -> str | None:
         prompts = [request.prompt, request.prompt_to or ""]
+        if request.guidance_scale is not None and request.guidance_scale < 1:  # towards it, and not away
+            prompts.append(request.negative_prompt)
         said = {text for prompt in prompts for text in plain(prompt, request.num_inference_steps or STEPS)}
         for text in (f" {_folded(each)} " for each in (*prompts, *sorted(said))):
             if re.search(rf" ({MINORS}) ", text) and re.search(rf" ({SEXUAL}) ", text):

@@ -94,7 +94,11 @@ class Service:
     # From start to stop
 
     def start(self) -> None:
-        """Take up what an earlier process left, then draw. Raises MezzotintError if the first model cannot load."""
+        """Take up what an earlier process left, then draw.
+
+        Raises MezzotintError if the first model cannot load, or if another service has this one's folder.
+        """
+        self.store.claim()
         with self.models.use(self.models.names[0]):
             pass
         for job in self.store.unfinished():
@@ -188,6 +192,7 @@ class Service:
             if waiting >= limits.waiting:
                 self.metrics.refused.inc()
                 raise TooMany(f"{waiting} jobs are waiting already; come back later", self.wait_estimate)
+            self.keys.check_quota(caller, job.count)  # again: others of this caller's may have come meanwhile
             self.store.add(job)
             self._enqueue(job, set(range(job.count)))
         self.audit.write(
@@ -251,8 +256,9 @@ class Service:
             ]
 
     @contextmanager
-    def explaining(self, caller: Caller, request: Request) -> Iterator[tuple[Pipeline, Settled]]:
+    def explaining(self, caller: Caller, fields: Mapping[str, Any]) -> Iterator[tuple[Pipeline, Settled]]:
         """A pipeline and a settled request to look at closely, one at a time. Raises as `submit` does."""
+        request = read(fields, self.settings.limits, mark=False)
         if not self._explaining.acquire(blocking=False):
             raise TooMany("somebody else is looking how it works; try again in a moment", 5.0)
         try:
@@ -278,12 +284,17 @@ class Service:
         api: str = "native",
     ) -> Settled:
         """The request settled, if it may be drawn and is within the limits."""
-        reason = self.safety.check_request(request)
-        if reason:
-            self.audit.write(who=caller.name, what="blocked", request_id=request_id, reason=reason)
-            self.metrics.jobs.labels(api, "blocked").inc()
-            raise Blocked(reason)
-        return settled(request, pipeline, self.settings.limits)
+
+        def check(one: Request) -> None:
+            if reason := self.safety.check_request(one):
+                self.audit.write(who=caller.name, what="blocked", request_id=request_id, reason=reason)
+                self.metrics.jobs.labels(api, "blocked").inc()
+                raise Blocked(reason)
+
+        check(request)
+        found = settled(request, pipeline, self.settings.limits)
+        check(found)  # a task may take its words from the recipe in a picture
+        return found
 
     def _enqueue(self, job: Job, left: set[int]) -> None:
         with self._lock:
@@ -403,10 +414,11 @@ class Service:
         }  # fmt: skip
         self.metrics.steps.inc()
         live.steps[number] = event
-        curious = [watcher for watcher in list(live.watchers) if watcher.looks(number, progress)]
+        curious = [watcher for watcher in list(live.watchers) if watcher.wants(number, progress)]
         self._tell(live, event)
-        if curious and progress.step < progress.steps:
-            png = encode_plain(progress.look()[0])
+        # A replica sends no looks along where nobody watched when it began.
+        if curious and progress.step < progress.steps and (seen := progress.look()):
+            png = encode_plain(seen[0])
             for watcher in curious:
                 watcher.tell({**event, "event": "preview", "png": png})
 

@@ -17,7 +17,7 @@ class Limits:
     images: int = 16  # of a job
     upload_bytes: int = 20_000_000
     upload_pixels: int = 16_000_000
-    prompt: int = 32_000  # characters; what the model holds is far less, and told by name
+    prompt: int = 32_000  # characters of a text; what the model holds is far less, and told by name
     waiting: int = 100  # jobs in the queue; beyond, 429
     deadline: float = 900.0  # seconds from acceptance that a job has at most
     attempts: int = 3  # starts of a job that ended with the process, before it is reported failed

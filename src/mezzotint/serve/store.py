@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import MezzotintError
 from ..formats.atomic import write_file
 
 OPEN = ("queued", "running")
@@ -80,19 +81,44 @@ class Store:
     """The folder with everything. Its methods may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises MezzotintError if the folder cannot be used."""
         self.folder = folder
         self.pictures = folder / "pictures"
-        self.pictures.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(folder / "mezzotint.sqlite", check_same_thread=False, isolation_level=None)
-        self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.executescript(SCHEMA)
+        self._claim: sqlite3.Connection | None = None
+        try:
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                folder / "mezzotint.sqlite", check_same_thread=False, isolation_level=None
+            )
+            self._db.row_factory = sqlite3.Row
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.executescript(SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise MezzotintError(
+                f"the data folder {folder} cannot be used ({error}); choose another one with --data"
+            ) from error
+
+    def claim(self) -> None:
+        """Be the one service of this folder, until `close`. Raises MezzotintError if there is another."""
+        held = sqlite3.connect(
+            self.folder / "service.lock", check_same_thread=False, isolation_level=None, timeout=0
+        )
+        try:
+            held.execute("BEGIN EXCLUSIVE")  # given up by the system when the process ends, however it ends
+        except sqlite3.OperationalError as error:
+            held.close()
+            raise MezzotintError(
+                f"another service works in {self.folder}; stop that one, or choose another folder with --data"
+            ) from error
+        self._claim = held
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            if self._claim is not None:
+                self._claim.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
