@@ -1,5 +1,6 @@
 """Tar shards give the records that were put into them; damage is found where it is; nothing is fetched unasked."""
 
+import http.client
 import io
 import json
 import tarfile
@@ -44,6 +45,7 @@ def test_what_belongs_together():
     assert said_of({"txt": " ", "json": '{"captions": ["a", "b", ""], "label": 3}'}) == (("a", "b"), "3")
     assert said_of({"json": '{"caption": "a dog", "class": "x"}', "cls": "7\n"}) == (("a dog",), "7")
     assert said_of({"json": "[1]"}) == ((), None)
+    assert said_of({"json": '{"caption": 7}'}) == said_of({"json": '{"text": {"en": "x"}}'}) == ((), None)
 
 
 def test_samples_of_every_kind(tmp_path):
@@ -88,6 +90,14 @@ def test_patterns_folders_and_what_is_missing(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             read_records(wrong)
+    (tmp_path / "._shard-000.tar").write_bytes(b"of a Mac")
+    assert len(read_records(tmp_path)) == 15
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no shards"):
+        read_records(tmp_path / "empty", "shards")
+    fetching = Access(opener=open_url, shelf=tmp_path / "shelf")
+    with pytest.raises(UsageError, match="before the '\\?'"):
+        read_records(Path("http://localhost/get?part={0..1}"), access=fetching)
     with pytest.raises(MezzotintError, match="no pictures in 1 shards"):
         read_records(write_shard(tmp_path / "texts" / "t.tar", [("1.txt", b"a")]))
 
@@ -221,6 +231,8 @@ def test_a_broken_connection_is_tried_again_and_then_told(tmp_path, monkeypatch)
         tried.append(url)
         if len(tried) == 1:
             raise OSError("connection refused")
+        if len(tried) == 2:
+            raise http.client.IncompleteRead(b"")
         return io.BytesIO(content) if len(tried) == good else Short(content[:-7])
 
     with Shelf(tmp_path / "shelf", partial(opener, good=3), 2**30).open("s3://b/a.tar?key=1") as file:

@@ -7,12 +7,14 @@ that holds these fetches each of them once an epoch; where all have room, once.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, cast
@@ -35,6 +37,12 @@ def address(path: Path) -> str | None:
 def plain(url: str) -> str:
     """A URL without its query, which may hold a key that is nobody's business."""
     return url.partition("?")[0] if "://" in url else url
+
+
+def shown(path: Path) -> str:
+    """A path for people, or the URL that it stands for without its query."""
+    url = address(path)
+    return str(path) if url is None else plain(url)
 
 
 def open_url(url: str) -> BinaryIO:
@@ -90,7 +98,10 @@ class Shelf:
 
     def _make_room(self, size: int) -> None:
         """Take away what was used longest ago; readers that have it open keep it."""
-        there = [(path, path.stat()) for path in self.folder.glob("[!.]*.tar")]
+        there = []
+        for path in self.folder.glob("[!.]*.tar"):
+            with suppress(FileNotFoundError):  # another reader has made room meanwhile
+                there.append((path, path.stat()))
         there.sort(key=lambda entry: entry[1].st_mtime_ns)
         used = sum(facts.st_size for _, facts in there)
         for path, facts in there:
@@ -111,5 +122,5 @@ def _pieces(opener: Opener, url: str) -> Iterator[bytes]:
                 yield piece
             if missing := getattr(source, "length", 0):  # of http: bytes that were told of and did not come
                 raise _Broken(f"{missing} bytes are missing at its end")
-    except OSError as error:
-        raise _Broken(str(error)) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from error

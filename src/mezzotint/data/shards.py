@@ -32,6 +32,7 @@ from .remote import Opener, Shelf, address, plain
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm")
 SUFFIX = ".tar"
+VISIBLE = f"[!.]*{SUFFIX}"
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 READERS = 8  # shards that are scanned side by side
 BLOCK = 512  # bytes, of the tar format
@@ -118,7 +119,7 @@ def are_shards(path: Path) -> bool:
     """Whether `path` names tar archives: by suffix, by a pattern of names, or as a folder of them."""
     if path.name.lower().endswith((SUFFIX, *PACKED)) or address(path) or str(path).startswith("pipe:"):
         return True
-    return path.is_dir() and any(path.glob(f"*{SUFFIX}"))
+    return path.is_dir() and any(path.glob(VISIBLE))
 
 
 def read_shards(path: Path, access: Access | None = None) -> list[Record]:
@@ -136,9 +137,11 @@ def read_shards(path: Path, access: Access | None = None) -> list[Record]:
         return _records(shards, found, lambda shard, s: Span(Path(shard), s.begin, s.length), access)
     if access.opener is None or access.shelf is None:
         raise UsageError(
-            f"{shards[0]} is not on this machine, and nothing is fetched without being asked; set dataset.download = "
-            "true to allow it"
+            f"{plain(shards[0])} is not on this machine, and nothing is fetched without being asked; set "
+            "dataset.download = true to allow it"
         )
+    if len({plain(url) for url in shards}) < len(shards):  # under which their indexes are kept
+        raise UsageError(f"{plain(shards[0])}: shards must differ in their addresses before the '?'")
     shelf = Shelf(access.shelf, access.opener, int(access.room * 2**30))
     found = [_indexed_there(url, shelf, access) for url in shards]
     return _records(shards, found, lambda url, s: DistantSpan(shelf, url, s.begin, s.length), access)
@@ -158,7 +161,11 @@ def shard_names(path: Path) -> list[str]:
     if address(path):
         return expanded(pattern)
     if path.is_dir():
-        return [str(shard) for shard in sorted(path.glob(f"*{SUFFIX}"))]
+        if found := [str(shard) for shard in sorted(path.glob(VISIBLE))]:
+            return found
+        raise UsageError(
+            f"{path} holds no shards (*{SUFFIX}); correct the path, or name another dataset.layout"
+        )
     shards: list[str] = []
     for name in expanded(pattern):
         literal = Path(name).exists() or not re.search(r"[*?\[]", name)
@@ -251,14 +258,10 @@ def said_of(texts: Mapping[str, str]) -> tuple[tuple[str, ...], str | None]:
     """(captions, class) of a sample's `txt`, `json` and `cls`; text goes before JSON."""
     content = json.loads(texts["json"]) if "json" in texts else {}
     content = content if isinstance(content, dict) else {}
-    told = next((content[k] for k in ("captions", "caption", "text") if content.get(k)), ())
-    lines = (
-        texts["txt"].split("\n")
-        if texts.get("txt", "").strip()
-        else [told]
-        if isinstance(told, str)
-        else told
-    )
+    told: Any = next((content[k] for k in ("captions", "caption", "text") if content.get(k)), [])
+    lines = told if isinstance(told, list) else [told]
+    if texts.get("txt", "").strip():
+        lines = texts["txt"].split("\n")
     label = texts["cls"] if "cls" in texts else content.get("class", content.get("label"))
     captions = tuple(" ".join(line.split()) for line in lines if isinstance(line, str) and line.strip())
     return captions, None if label is None else str(label).strip()
@@ -269,12 +272,16 @@ def said_of(texts: Mapping[str, str]) -> tuple[tuple[str, ...], str | None]:
 
 def _indexed(shard: Path, access: Access) -> Index:
     """The index of a shard that lies here, found again if neither its size nor its time changed."""
-    facts = shard.stat()
-    key = f"{shard.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    if (kept := _kept(key, access)) is not None:
-        return kept
-    with shard.open("rb") as file:
-        return _keep(key, scan(file, str(shard)), access)
+    try:
+        facts = shard.stat()
+        key = f"{shard.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+        if (kept := _kept(key, access)) is not None:
+            return kept
+        with shard.open("rb") as file:
+            index = scan(file, str(shard))
+    except OSError as error:
+        raise MezzotintError(f"{shard} cannot be read ({error.strerror}); restore it") from error
+    return _keep(key, index, access)
 
 
 def _indexed_there(url: str, shelf: Shelf, access: Access) -> Index:
@@ -321,7 +328,7 @@ def _records(
         warnings.warn(DamagedData(faults), stacklevel=3)
     records = [
         Record(
-            Path(shard),
+            Path(plain(shard)),
             tuple(sample.captions),
             {} if sample.label is None else {"class": sample.label},
             inside=sample.name,

@@ -74,6 +74,8 @@ def read_table(path: Path, columns: Mapping[str, str], cache: Path | None = None
     Raises UsageError if the extra is missing, for a split or column that is not there, or if none can be chosen.
     """
     table, chosen = _opened(path, columns, cache)
+    if not len(table):
+        raise MezzotintError(f"{path} has no rows; fill it, or name another folder")
     plain = table.select_columns([name for name in (chosen.caption, chosen.label) if name])
     captions = _texts(plain[chosen.caption]) if chosen.caption else iter([()] * len(table))
     labels = _labels(table, chosen.label) if chosen.label else iter([None] * len(table))
@@ -137,6 +139,8 @@ def _files(path: Path) -> list[Path]:
     for file in sorted(path.glob(PARQUET)):
         name = SPLIT.fullmatch(file.name)
         splits.setdefault(name["split"] if name else file.name, []).append(file)
+    if not splits:
+        raise UsageError(f"{path} is no saved dataset, and holds no parquet files; correct the path")
     named = any("train" in split for split in splits) or len(splits) == 1
     return (
         splits[_split(path, list(splits))] if named else [file for files in splits.values() for file in files]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..data import remote
 from .chart import together
 from .config import TrainConfig
 from .history import History, mean_loss, read_history
@@ -48,7 +49,7 @@ def model_card(
         "## Data",
         "",
         f"{len(split.train)} pictures trained on, {len(split.held_out)} held out, of the folder "
-        f"`{config.data.name}`; {sum(len(r.captions) for r in pictures.records)} captions"
+        f"`{Path(remote.shown(config.data)).name}`; {sum(len(r.captions) for r in pictures.records)} captions"
         + (f"; classes: {', '.join(pictures.classes)}." if pictures.classes else "."),
         "",
         "```",

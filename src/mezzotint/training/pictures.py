@@ -8,7 +8,6 @@ come whoever computes them: in one process or several, at once or in parts, resu
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from ..data.folder import Record, picture_size
-from ..data.remote import open_url
+from ..data.remote import open_url, shown
 from ..data.shards import Access, in_shard
 from ..data.sources import read_records
 from ..data.split import split
@@ -85,7 +84,7 @@ class Pictures:
         self.order = self._order([self.buckets[i] for i in self.split.train])
         self.prior_order = Order(self.buckets[len(own) :], config.optim.batch, "prior", config.seed)
         self.own = len(own)
-        self._kept: OrderedDict[int, Image.Image] = OrderedDict()
+        self._kept: dict[int, Image.Image] = {}
         self._room = int(self.settings.memory * GIB)
         self._lock = Lock()
 
@@ -142,7 +141,7 @@ class Pictures:
         return seen(self.open(picture), self.view(picture, number), self.settings.background)
 
     def open(self, picture: int) -> Image.Image:
-        """The decoded picture; the last ones that fit into `dataset.memory` are kept."""
+        """The decoded picture; the first ones that fit into `dataset.memory` are kept."""
         with self._lock:
             if picture in self._kept:
                 return self._kept[picture]
@@ -199,13 +198,13 @@ def _check_told(records: Sequence[Record], needs: str, config: TrainConfig) -> N
         silent = [r for r in records if not r.captions]
         if silent:
             raise UsageError(
-                f"{config.data}: {len(silent)} of {len(records)} pictures have no caption, the first is "
+                f"{shown(config.data)}: {len(silent)} of {len(records)} pictures have no caption, the first is "
                 f"{silent[0].name}; caption them, or set dataset.caption or model.condition"
             )
     if needs == "class" and any("class" not in r.extra for r in records):
         raise UsageError(
-            f"{config.data}: pictures have no class; put each into a folder that is named like its class, or set "
-            'model.condition = "none"'
+            f"{shown(config.data)}: pictures have no class; put each into a folder that is named like its class, or "
+            'set model.condition = "none"'
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from .. import __version__
+from ..data.remote import shown
 from ..errors import UsageError
 from ..formats.atomic import write_file
 from .chart import Curve, chart, ramp, smooth
@@ -60,7 +61,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def page(config: TrainConfig, history: History, pictures: Sequence[tuple[int, Path]]) -> str:
     """The page as HTML; `pictures`: (step, sample grid)."""
     last = history.steps[-1]["step"]
-    settings = config.model_dump(mode="json", exclude={"out"}, exclude_defaults=True)
+    data = shown(config.data)
+    settings = config.model_dump(mode="json", exclude={"out"}, exclude_defaults=True) | {"data": data}
     return "".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -68,7 +70,7 @@ def page(config: TrainConfig, history: History, pictures: Sequence[tuple[int, Pa
             f"<title>{escape(config.out.name)}</title><style>{STYLE}</style></head><body>",
             f"<h1>{escape(config.out.name)}</h1>",
             f'<p class="soft">stage {config.stage}, step {last:,} of {config.optim.steps:,}, data: '
-            f"{escape(config.data.name)}, seed {config.seed}; mezzotint {__version__}</p>",
+            f"{escape(Path(data).name)}, seed {config.seed}; mezzotint {__version__}</p>",
             f'<div class="facts">{_facts(config, history)}</div>',
             f'<h2>Curves</h2><div class="charts">{"".join(charts(config, history))}</div>',
             _grids(pictures),
