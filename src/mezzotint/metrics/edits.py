@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..data.captions import PALETTE, Scene, Thing, pair, single, with_article
 from ..data.scenes import EmojiScenes
-from .evaluate import RELATIONS, SHEET, Figure, Section, pair_hits, unseen_pair
+from ..errors import MezzotintError
+from .evaluate import DRAWS, RELATIONS, SHEET, TOO_FEW, Figure, Section, pair_hits, unseen_pair
 from .intervals import Interval, mean, ratio_of_means, share
 from .judge import Judge
 from .pictures import background_colours, colour_distance, half, lab, stack
@@ -98,8 +99,12 @@ class EditBench:
             form, which, key = RELATIONS[i % len(RELATIONS)], int(rng.integers(2)), int(rng.integers(2**32))
             things = [p.thing for p in unseen_pair(self.scenes.things, self.pairs, rng, form).objects]
             changed = list(things)
-            while changed[which] in things or frozenset(t.index for t in changed) in self.pairs:
+            for _ in range(DRAWS):
                 changed[which] = self.scenes.things[int(rng.integers(len(self.scenes.things)))]
+                if changed[which] not in things and frozenset(t.index for t in changed) not in self.pairs:
+                    break
+            else:
+                raise MezzotintError(TOO_FEW)
             background = list(PALETTE)[int(rng.integers(len(PALETTE)))] if rng.random() < 0.5 else ""
             old, new = (
                 pair(

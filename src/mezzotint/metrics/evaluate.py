@@ -33,6 +33,8 @@ Generate = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts, seeds ->
 Reconstruct = Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> what the autoencoder makes of it, likewise
 SHEET = 64  # pictures of a section that are kept to be looked at
 RELATIONS = BESIDE + STACKED
+DRAWS = 10_000  # in which a pair that training never drew must be found
+TOO_FEW = "training has drawn nearly every pair; evaluate against a shorter stretch of it"
 
 
 @dataclass(frozen=True)
@@ -316,12 +318,12 @@ def unseen_pair(
     things: Sequence[Thing], pairs: set[frozenset[int]], rng: np.random.Generator, form: str
 ) -> Scene:
     """A scene of two different things, in that relation, that never occur together in `pairs`."""
-    for _ in range(10_000):
+    for _ in range(DRAWS):
         first, second = (things[int(i)] for i in rng.integers(len(things), size=2))
         if first is not second and frozenset((first.index, second.index)) not in pairs:
             background = list(PALETTE)[int(rng.integers(len(PALETTE)))] if rng.random() < 0.5 else ""
             return pair(first, first.name, second, second.name, form, background=background, rng=rng)
-    raise MezzotintError("training has drawn nearly every pair; evaluate against a shorter stretch of it")
+    raise MezzotintError(TOO_FEW)
 
 
 def pair_hits(judge: Judge, pictures: Tensor, asked: Sequence[Scene]) -> tuple[list[bool], list[bool]]:
