@@ -43,6 +43,8 @@ def test_missing_or_broken_file(tmp_path):
         read_config(write(tmp_path, "stage = "))
     with pytest.raises(UsageError, match=r"--set lr: write it as section\.key=value"):
         read_config(write(tmp_path, GOOD), ["lr"])
+    with pytest.raises(UsageError, match=r"--set data\.path=x: 'data' is a value"):
+        read_config(write(tmp_path, GOOD), ["data.path=x"])
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=lambda p: p.stem)

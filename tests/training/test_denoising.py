@@ -224,6 +224,12 @@ def test_order_sees_everything_and_keeps_buckets_apart():
             "model.prediction is given beside model.start",
         ),
         ("captions", {"condition": "none"}, {"dataset": {"resolution": 1}}, "less than 2, the smallest"),
+        (
+            "classes",
+            {"condition": "class", "prompts": ("rde",)},
+            {},
+            "unknown class 'rde'; did you mean 'red'",
+        ),
     ],
 )
 def test_refusals(places, tmp_path, data, model, changes, message):

@@ -16,6 +16,7 @@ from mezzotint.errors import MezzotintError, UsageError
 from mezzotint.formats import atomic
 from mezzotint.training import checkpoint
 from mezzotint.training.loop import Loss, Trainer
+from mezzotint.training.world import WHOLE
 
 SCRIPT = Path(__file__).with_name("line.py")
 
@@ -124,6 +125,54 @@ def test_a_run_that_went_back_resumes_to_the_same_bits(tmp_path):
         for _ in range(stop):
             next(steps, None)
     assert same(train(tmp_path / "stopped", Line(broken=[7, 8, 9]))[1], expected)
+
+
+def test_what_began_after_the_checkpoint_begins_anew_when_the_run_goes_back(tmp_path):
+    class Late(Line):
+        """A second player that joins, as a critic does, after the step that the run goes back to."""
+
+        def __init__(self):
+            super().__init__(broken=[7, 8, 9])
+            self.late = torch.nn.Linear(3, 2)
+            self.players |= {"late": self.late}
+
+        def losses(self, batch, step):
+            yield from super().losses(batch, step)
+            if step >= 6:
+                yield Loss("late", self.late(batch[1]).square().mean())
+
+    _, expected = train(tmp_path / "whole", Late())
+    settings = config(tmp_path / "stopped")
+    steps = Trainer(Late(), settings, CPU).steps()
+    for _ in range(11):  # it went back, and is killed before the next checkpoint
+        next(steps)
+    restarted = Trainer(Late(), settings, CPU)
+    restarted.resume()
+    list(restarted.steps())
+    assert same(checkpoint.load_newest(settings.out / "checkpoints")[0], expected)
+    assert float(expected["optim.late.step.weight"]) == 6  # of the steps 7 to 12, once
+
+
+def test_what_a_part_of_the_batch_does_not_say_is_not_counted_as_nothing(tmp_path):
+    class Some(Line):
+        """Names a part in the first half of each batch alone; remembers the largest share that it was asked for."""
+
+        most = 0
+
+        def batch(self, step, share=WHOLE):
+            found = super().batch(step, share)
+            self.most = max(self.most, len(found[1]))
+            return *found, share.part
+
+        def losses(self, batch, step):
+            *rest, part = batch
+            for loss in super().losses(rest, step):
+                yield loss._replace(parts={"first": torch.tensor(3.0)} if part == 0 else {})
+
+    stage = Some()
+    stats, _ = train(tmp_path, stage, optim={"accumulate": 2}, run={"precision": "auto"})
+    assert {s.parts["first"] for s in stats} == {3.0}
+    assert stage.most == 4  # nor is a whole batch computed to choose a precision
 
 
 def test_spikes_are_skipped_where_that_is_asked_for(tmp_path):

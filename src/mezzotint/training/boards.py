@@ -102,11 +102,11 @@ class Boards:
 def boards(config: TrainConfig, begin: int) -> Iterator[Boards]:
     """Those of a run that goes on after `begin` steps. UsageError if one was asked for that is not installed."""
     found: list[Board] = []
-    with suppress(ImportError):
-        found.append(TensorBoard(config.out / "tensorboard", begin))
-    if config.run.wandb:
-        found.append(WandB(config.run.wandb, config))
     try:
+        with suppress(ImportError):
+            found.append(TensorBoard(config.out / "tensorboard", begin))
+        if config.run.wandb:
+            found.append(WandB(config.run.wandb, config))
         yield Boards(found)
     finally:
         for board in found:

@@ -331,6 +331,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise UsageError(f"--set {override}: '{section}' is a value and has no keys; set {section}=value")
     try:
         raw[last] = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:

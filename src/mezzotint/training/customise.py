@@ -99,16 +99,17 @@ class Custom:
 
     def gather(self) -> None:
         """Lay the pictures down for the run."""
-        folder = self.work / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(self.pictures):
-            with new_file(folder / f"{i:03}.png", replace=True) as part:
+            with new_file(self.work / "pictures" / f"{i:03}.png", replace=True) as part:
                 picture.save(part, "PNG")
 
     def take(self, config: TrainConfig) -> Path:
         """What the run has learned, as `file`, over what was there."""
+        learned = config.out / config.stage / RESULTS[self.way]
+        if not learned.exists():  # a word for two text encoders, see `words.py`
+            learned = learned.with_name(f"{words.file_name(self.name)}.safetensors")
         with new_file(self.file, replace=True) as part:
-            shutil.copyfile(config.out / config.stage / RESULTS[self.way], part)
+            shutil.copyfile(learned, part)
         return self.file
 
 

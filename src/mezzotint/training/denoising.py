@@ -27,6 +27,7 @@ from ..diffusion.loss import LEVELS, WEIGHTS, Uncertainty
 from ..diffusion.noise import INITIAL, batch_noise, generator
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.types import Cond
+from ..errors import unknown
 from ..formats.atomic import new_file
 from ..formats.folder import CARD
 from ..metrics.kernel import FEWEST
@@ -88,7 +89,15 @@ class DenoisingStage:
         prior = self._prior_pictures(config.out / "prior") if config.prior.prompt else None
         step = self.model.factor
         self.pictures = Pictures(config, step=step, needs=needs, prior=prior, captioned=self.captioned)
+        self._check_classes()
         self.players: dict[str, nn.Module] = self.trained()
+
+    def _check_classes(self) -> None:
+        """Raises UsageError for a class, of the pictures or of the sample grids, that the model does not know."""
+        if self.model.condition == "class":
+            for name in (*self.pictures.classes, *filter(None, self.config.model.prompts)):
+                if name not in self.classes:
+                    raise unknown("class", name, self.classes)
 
     @property
     def hears_anew(self) -> bool:

@@ -228,7 +228,7 @@ class Trainer:
         begun = time.perf_counter()
         lr, accumulate = learning_rate(self.config.optim, self.step), self.config.optim.accumulate
         total = norm = wait = 0.0
-        parts: dict[str, float] = {}
+        found: dict[str, list[float]] = {}  # a part of the loss may be missing in some of a batch's
         own: dict[str, float] = {}  # of each player
         skipped = False
         for part in range(accumulate):
@@ -238,10 +238,10 @@ class Trainer:
                 self._backward(player, value / accumulate if accumulate > 1 else value, first=part == 0)
                 own[player] = own.get(player, 0.0) + float(value.detach()) / accumulate
                 for name, of_part in player_parts.items():
-                    parts[name] = parts.get(name, 0.0) + float(of_part.detach()) / accumulate
+                    found.setdefault(name, []).append(float(of_part.detach()))
                 if part == accumulate - 1:
                     total += own[player]
-                    broken = [name for name in player_parts if not math.isfinite(parts[name])]
+                    broken = [name for name in player_parts if not math.isfinite(sum(found[name]))]
                     player_norm, updated = self._update(player, own[player], broken, lr)
                     norm, skipped = max(norm, player_norm), skipped or not updated
         for ema in (*self.emas.values(), *self.powers.values()):
@@ -249,6 +249,7 @@ class Trainer:
         self.step += 1
         self.skipped = self.skipped + 1 if skipped else 0
         notes, self.notes = tuple(self.notes), []
+        parts = {name: sum(values) / len(values) for name, values in found.items()}
         return Stats(self.step, total, parts, lr, norm, time.perf_counter() - begun, wait, notes)
 
     def _retreat(self) -> None:
@@ -311,8 +312,10 @@ class Trainer:
         return ""
 
     def _faster_precision(self) -> str:
-        """float32 or bfloat16: whichever takes less time for forward and backward on the first batch."""
-        batch, best = self.stage.batch(self.step), {}
+        """float32 or bfloat16: whichever takes less time for forward and backward on our first share of a batch."""
+        accumulate, best = self.config.optim.accumulate, {}
+        share = Share(self.world.rank * accumulate, accumulate * self.world.size)
+        batch = self.stage.batch(self.step, share)  # a whole one may not fit into memory
         for precision in ("float32", "bfloat16"):
             self.precision = precision
             for _ in range(3):  # the first is for warming up
@@ -348,6 +351,8 @@ def _moments(owners: list[torch.optim.Optimizer], net: nn.Module) -> dict[str, T
 
 def _load_moments(owners: list[torch.optim.Optimizer], net: nn.Module, moments: dict[str, Tensor]) -> None:
     parameters = dict(net.named_parameters())
+    for optimiser in owners:
+        optimiser.state.clear()  # of nets that took their first step only after the checkpoint
     owner = {p: o for o in owners for group in o.param_groups for p in group["params"]}
     for key, value in moments.items():
         kind, _, name = key.partition(".")

@@ -96,5 +96,9 @@ class Averages:
 
 
 def best(looks: list[Look]) -> Look:
-    """The one of the lowest loss; without losses, the one that is met best."""
+    """The one of the lowest loss; without losses, the one that is met best. UsageError if there is none."""
+    if not looks:
+        raise UsageError(
+            "no length that is looked at by itself is within the snapshots' reach; name one: --length 0.1"
+        )
     return min(looks, key=lambda look: (look.rest if math.isnan(look.loss) else look.loss, look.rest))

@@ -32,7 +32,7 @@ class Store:
 
     def refresh(self) -> None:
         """Look at the folder again: other processes may have written."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob("[!.]*.safetensors")):  # hidden ones are being written
             try:
                 file = safe_open(path, framework="pt")
                 names = list(file.keys())

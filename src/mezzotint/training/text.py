@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..data.captions import PALETTE, Placed, Scene, Thing, draw
 from ..data.scenes import load_scenes
+from ..errors import UsageError
 from ..formats.atomic import new_folder, write_json
 from ..formats.tensors import load, read_weights, write_tensors
 from ..formats.tokenizer import END_OF_WORD, Tokenizer, train_bpe, write_tokenizer
@@ -76,6 +77,8 @@ class TextStage:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device, settings = config, device, config.text
+        if settings.keep and settings.start is None:
+            raise UsageError("text.keep needs text.start: the folder whose states are to stay")
         scenes = load_scenes(config.data)
         named = [(thing.name, *thing.words) for thing in scenes.things]
         self.common, self.rare = wordnet.dictionary(settings.dictionary, set(teacher.common_words()))

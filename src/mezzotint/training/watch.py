@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from ..formats.atomic import write_json
+from ..formats.atomic import new_file, write_json
 from .boards import boards
 from .config import TrainConfig
 from .history import LOG, LOOK, SCORE, read_history
@@ -132,6 +132,7 @@ class Session:
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Compute what the stage keeps on disk; yields (done, in all) now and then."""
         if isinstance(self.stage, Prepared):
+            self.world.wait()  # until all have seen what is missing: shares are shares of the same
             yield from self.stage.prepare(Share(self.world.rank, self.world.size))
             self.world.wait()
             self.stage.ready()
@@ -180,8 +181,8 @@ class Session:
                     numbers = {key: getattr(score, key) for key in ("value", "low", "high", "floor")}
                     shown.numbers({f"score/{key}": value for key, value in numbers.items()}, stats.step)
                 if picture is not None:
-                    (config.out / "pictures").mkdir(exist_ok=True)
-                    picture.save(config.out / "pictures" / f"{stats.step:08d}.png")
+                    with new_file(config.out / "pictures" / f"{stats.step:08d}.png", replace=True) as part:
+                        picture.save(part)
                     shown.picture("samples", picture, stats.step)
                     notes += filter(None, [stage.noisy()] if isinstance(stage, Validated) else [])
                 if stats.step % config.run.log == 0 or stats.step == config.optim.steps or notes:
