@@ -12,8 +12,8 @@ and has no effect. Nothing is downloaded unless `local_files_only=False` allows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,21 +26,16 @@ from torch import Tensor
 
 from ..catalog import find_model
 from ..codec import Codec, Latents
-from ..diffusion.grids import sigma_grid
-from ..diffusion.noise import INITIAL
-from ..diffusion.types import Noise
 from ..errors import UsageError, unknown
-from ..formats.atomic import read_json
-from ..formats.folder import CORRECTED
-from ..formats.opened import configs_at
-from ..formats.scheduler import NAMES, Plan, from_config, to_config
+from ..formats.scheduler import NAMES
 from ..pipeline import Picture, Pipeline
 from ..prompt import escape
 from ..request import Request
-from ..tasks.problem import Problem
 from ..text import TextEncoder
 from ..told import Told
-from .pndm import begun_midway
+from .drawn import DrawnLatents, draws_of, fresh
+from .pndm import midway
+from .schedulers import Scheduler, SchedulerClass, config_of, plan_of
 
 NO_EFFECT = (  # memory is not spent on these here, or nobody looks
     "enable_attention_slicing",
@@ -76,29 +71,6 @@ class StableDiffusionPipelineOutput:
     nsfw_content_detected: None = None
 
 
-class Scheduler:
-    """What `pipe.scheduler` is: the configuration of one of diffusers' schedulers, which samples here as a plan."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = dict(config)
-        self.plan = from_config(self.config)
-
-
-@dataclass(frozen=True)
-class SchedulerClass:
-    """A scheduler of diffusers by its name: `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`."""
-
-    name: str
-
-    def __call__(self, **config: Any) -> Scheduler:
-        return Scheduler(config | {"_class_name": self.name})
-
-    def from_config(self, config: Mapping[str, Any], **changes: Any) -> Scheduler:
-        """This class with another one's configuration. Raises UsageError for what it cannot be."""
-        needed = {"skip_prk_steps": True} if self.name == "PNDMScheduler" else {}
-        return self(**(needed | dict(config) | changes | {"_class_name": self.name}))
-
-
 def __getattr__(name: str) -> SchedulerClass:
     if name not in NAMES:
         raise AttributeError(f"mezzotint.compat.diffusers has no '{name}'")
@@ -115,7 +87,7 @@ class StableDiffusionPipeline:
         """See `from_pretrained`; the weights are read when they are first needed, after a `.to`."""
         self._path, self._precision, self._variant = path, precision, variant
         self._device = torch.device("cpu")
-        self.scheduler: Any = Scheduler(_scheduler_config(path))
+        self.scheduler: Any = Scheduler(config_of(path))
 
     @classmethod
     def from_pretrained(
@@ -171,7 +143,7 @@ class StableDiffusionPipeline:
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline beneath, sampling as `scheduler` says."""
-        plan = _plan(self.scheduler)
+        plan = plan_of(self.scheduler)
         own = self._loaded
         if plan == own.plan:
             return own
@@ -243,7 +215,7 @@ class StableDiffusionPipeline:
         pipeline = self._drawing(pipeline, generator, latents, rows, fields)
         taken = int(fields["num_inference_steps"])
         if pipeline.plan.sampler == "pndm" and taken < num_inference_steps:
-            pipeline = replace(pipeline, restated=_midway(pipeline.plan, num_inference_steps))
+            pipeline = replace(pipeline, restated=midway(pipeline.plan, num_inference_steps))
         images = []
         for i, (text, negative) in enumerate(zip(prompts, negatives, strict=True)):
             # an empty negative prompt that was given is one to encode, not zeros: a blank says so
@@ -281,23 +253,10 @@ class StableDiffusionPipeline:
         generators = list(generator) if isinstance(generator, Sequence) else [generator]
         if len(generators) not in (1, rows):
             raise UsageError(f"{len(generators)} generators for {rows} pictures; give one, or one for each")
-        one = [each if each is not None else _fresh() for each in generators]
-        drawn: dict[int, Tensor] = {} if latents is None else {INITIAL: latents.float().cpu()}
-        order: list[int] = list(drawn)
-
-        def draws(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-            def noise(step: int) -> Tensor:
-                while (
-                    step not in drawn
-                ):  # a generator gives its numbers in order: first the start, then step by step
-                    upcoming = INITIAL if not order else order[-1] + 1
-                    drawn[upcoming] = _randn((rows, *shape), one)
-                    order.append(upcoming)
-                return drawn[step][list(seeds)].to(device)
-
-            return noise
-
-        return replace(pipeline, draws=draws, codec=self._codec(pipeline, one[0], fields))
+        one = [each if each is not None else fresh() for each in generators]
+        return replace(
+            pipeline, draws=draws_of(one, latents, rows), codec=self._codec(pipeline, one[0], fields)
+        )
 
     def _codec(self, pipeline: Pipeline, generator: torch.Generator, fields: Mapping[str, Any]) -> Codec:
         """The codec for pictures that are given."""
@@ -392,30 +351,6 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionImg2ImgPipeline, StableDif
         return super()._fields(fields, others) | scores
 
 
-@dataclass(frozen=True)
-class DrawnLatents(Latents):
-    """diffusers draws a picture's latents from q(z|x) where ours are its mean."""
-
-    generator: torch.Generator
-    drawn: Iterator[bool] = field(
-        default_factory=lambda: repeat(True), compare=False
-    )  # whether the next one is
-
-    def encode(self, image: Tensor) -> Tensor:
-        mean, logvar = self.vae.encode(image.to(self.vae.dtype))
-        z = mean
-        if next(self.drawn):
-            z = mean + (logvar / 2).exp() * _randn(mean.shape, [self.generator]).to(mean)
-        return ((z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).to(image.dtype)
-
-
-def _midway(plan: Plan, steps: int) -> Callable[[Problem], Problem]:
-    """What PNDM makes of a problem that begins within `steps`."""
-    levels = sigma_grid(plan.grid, plan.process, steps, **plan.grid_knobs).tolist()
-    averaged = plan.prediction if isinstance(plan.prediction, str) else "epsilon"
-    return lambda problem: begun_midway(problem, levels, averaged)
-
-
 def _skipping(pipeline: Pipeline, skip: int, negative: str | None) -> Pipeline:
     """The prompt heard `skip` layers before the model's own, and `negative`, if there is a text, where it always is."""
     own = pipeline.encoder
@@ -439,21 +374,6 @@ def _each(text: str | Sequence[str] | None, prompts: int) -> list[str | None]:
     return texts
 
 
-def _randn(shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-    """Normal numbers, drawn in float32 where the generators live: row by row from many, at once from one."""
-    if len(generators) == 1:
-        return torch.randn(*shape, generator=generators[0], device=generators[0].device).cpu()
-    return torch.stack(
-        [torch.randn(*shape[1:], generator=each, device=each.device).cpu() for each in generators]
-    )
-
-
-def _fresh() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
 def _precision(dtype: torch.dtype | str | None) -> str:
     if dtype not in PRECISIONS:
         raise UsageError(f"torch_dtype {dtype} is none of float32, float16, bfloat16")
@@ -467,22 +387,6 @@ def _device(name: Any) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device '{name}' is not to be had here; stay on cpu") from error
     return device
-
-
-def _scheduler_config(path: Path) -> dict[str, Any]:
-    """A folder's own, silent where that is: another class made from it has its own defaults there."""
-    configs, file = configs_at(path), path / "scheduler" / "scheduler_config.json"
-    if path.is_file():
-        return to_config(configs.plan)
-    return read_json(file) | ({} if configs.sized else CORRECTED)
-
-
-def _plan(scheduler: Any) -> Plan:
-    """What a scheduler of ours, or of diffusers, says."""
-    if isinstance(scheduler, Scheduler):
-        return scheduler.plan
-    config = dict(getattr(scheduler, "config", {}))
-    return from_config(config | {"_class_name": config.get("_class_name", type(scheduler).__name__)})
 
 
 def _shown(images: list[Image.Image], kind: str) -> Any:

@@ -9,17 +9,26 @@ the net is shown more noise than it is told of. Ours (`SAMPLERS["pndm"]`) begins
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ..diffusion.grids import sigma_grid
 from ..diffusion.noise import INITIAL
 from ..diffusion.prediction import PREDICTIONS
 from ..diffusion.samplers.multistep import adams_bashforth
 from ..diffusion.samplers.steps import UNCONDITIONAL, estimate, toward
 from ..diffusion.types import Cond, Denoise, Noise, Sampler, Step
+from ..formats.scheduler import Plan
 from ..tasks.problem import Problem, itself
+
+
+def midway(plan: Plan, steps: int) -> Callable[[Problem], Problem]:
+    """What PNDM makes of a problem that begins within `steps`."""
+    levels = sigma_grid(plan.grid, plan.process, steps, **plan.grid_knobs).tolist()
+    averaged = plan.prediction if isinstance(plan.prediction, str) else "epsilon"
+    return lambda problem: begun_midway(problem, levels, averaged)
 
 
 def begun_midway(problem: Problem, levels: Sequence[float], averaged: str) -> Problem:

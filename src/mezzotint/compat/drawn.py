@@ -1,0 +1,69 @@
+"""The random numbers that diffusers' pipelines would draw from a `torch.Generator`, in the order in which they do.
+
+A generator gives its numbers one after another: what a picture's latents are drawn with, then where sampling starts,
+then the noise of each step. Ours are a function of seed and step instead (see `diffusion/noise.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from ..codec import Latents
+from ..diffusion.noise import INITIAL, Draws
+from ..diffusion.types import Noise
+
+
+@dataclass(frozen=True)
+class DrawnLatents(Latents):
+    """diffusers draws a picture's latents from q(z|x) where ours are its mean."""
+
+    generator: torch.Generator
+    drawn: Iterator[bool] = field(
+        default_factory=lambda: repeat(True), compare=False
+    )  # whether the next one is
+
+    def encode(self, image: Tensor) -> Tensor:
+        mean, logvar = self.vae.encode(image.to(self.vae.dtype))
+        z = mean
+        if next(self.drawn):
+            z = mean + (logvar / 2).exp() * _randn(mean.shape, [self.generator]).to(mean)
+        return ((z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).to(image.dtype)
+
+
+def draws_of(generators: list[torch.Generator], latents: Tensor | None, rows: int) -> Draws:
+    """Noise for `rows` pictures, whose seeds are their numbers: `latents`, if given, are where they start."""
+    drawn: dict[int, Tensor] = {} if latents is None else {INITIAL: latents.float().cpu()}
+    order: list[int] = list(drawn)
+
+    def draws(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+        def noise(step: int) -> Tensor:
+            while step not in drawn:  # first the start, then step by step
+                upcoming = INITIAL if not order else order[-1] + 1
+                drawn[upcoming] = _randn((rows, *shape), generators)
+                order.append(upcoming)
+            return drawn[step][list(seeds)].to(device)
+
+        return noise
+
+    return draws
+
+
+def _randn(shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+    """Normal numbers, drawn in float32 where the generators live: row by row from many, at once from one."""
+    if len(generators) == 1:
+        return torch.randn(*shape, generator=generators[0], device=generators[0].device).cpu()
+    return torch.stack(
+        [torch.randn(*shape[1:], generator=each, device=each.device).cpu() for each in generators]
+    )
+
+
+def fresh() -> torch.Generator:
+    """One whose numbers nobody has seen."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
