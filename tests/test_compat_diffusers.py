@@ -183,6 +183,20 @@ def test_image_to_image(made, kind, strength):
     assert differ(got, expected) <= 1
 
 
+def test_a_picture_s_latents_are_drawn_once_for_all_prompts(made):
+    from PIL import Image
+
+    folder, theirs = made("sd1")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
+    theirs = diffusers.StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    fields = {"prompt": [PROMPT, "two green cats"], "image": image, "num_inference_steps": 4, "strength": 1.0}
+    pipe = ours.StableDiffusionImg2ImgPipeline.from_pretrained(folder, scheduler=DDIM)
+    theirs.scheduler = DDIM
+    expected = theirs(generator=seeded(), **fields).images
+    assert max(map(differ, pipe(generator=seeded(), **fields).images, expected)) <= 1
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("kind", ["sd1-inpaint", "sd2-inpaint", "sdxl-inpaint"])
 def test_inpainting(made, kind, strength):
@@ -248,11 +262,12 @@ def test_what_is_refused(made):
             prompt_embeds=torch.zeros(1, 12, 64), pooled_prompt_embeds=torch.zeros(1, 64)
         ),
         "clip_skip .* is 3; the text encoder of this model has 2 layers": lambda: pipe(PROMPT, clip_skip=2),
+        r"latents is \[1, 4, 8, 8\]; these pictures start from \[2, 4, 8, 8\]": lambda: pipe(
+            [PROMPT] * 2, latents=torch.zeros(1, 4, 8, 8)
+        ),
         "3 generators for 1 pictures": lambda: pipe(PROMPT, generator=[seeded()] * 3),
         "2 negative prompts for 1 prompts": lambda: pipe(PROMPT, negative_prompt=["a", "b"]),
-        "unknown output_type 'pill'; did you mean 'pil'": lambda: pipe(
-            PROMPT, num_inference_steps=1, output_type="pill"
-        ),
+        "unknown output_type 'pill'; did you mean 'pil'": lambda: pipe(PROMPT, output_type="pill"),
         "unknown argument 'torch_dtpye'; did you mean 'torch_dtype'": lambda: load(folder, torch_dtpye=1),
         "device 'cuda:99' is not to be had": lambda: pipe.to("cuda:99"),
         "torch_dtype": lambda: load(folder, torch_dtype=torch.int8),

@@ -53,6 +53,7 @@ PRECISIONS = {
     None: "auto",
     "auto": "auto",
 }
+SHOWN = ("pil", "np", "pt")  # output_type
 IGNORED = (
     "safety_checker",
     "feature_extractor",
@@ -186,6 +187,8 @@ class StableDiffusionPipeline:
         `clip_skip` counts, as there, from the layer that the model hears, and is for the prompt alone. States of text
         [B, L, D], and [B, P] for SDXL, stand in the place of prompts.
         """
+        if output_type not in SHOWN:
+            raise unknown("output_type", output_type, SHOWN)
         pipeline = self.pipeline
         given = {
             "prompt_embeds": prompt_embeds,
@@ -390,11 +393,8 @@ def _device(name: Any) -> torch.device:
 
 
 def _shown(images: list[Image.Image], kind: str) -> Any:
+    """The pictures as one of `SHOWN`."""
     if kind == "pil":
         return images
     array = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])  # [B, H, W, 3]
-    if kind == "np":
-        return array
-    if kind == "pt":
-        return torch.from_numpy(array).permute(0, 3, 1, 2)
-    raise unknown("output_type", kind, ("pil", "np", "pt"))
+    return array if kind == "np" else torch.from_numpy(array).permute(0, 3, 1, 2)

@@ -16,18 +16,28 @@ from torch import Tensor
 from ..codec import Latents
 from ..diffusion.noise import INITIAL, Draws
 from ..diffusion.types import Noise
+from ..errors import UsageError
 
 
 @dataclass(frozen=True)
 class DrawnLatents(Latents):
-    """diffusers draws a picture's latents from q(z|x) where ours are its mean."""
+    """diffusers draws a picture's latents from q(z|x) where ours are its mean: once in a call, for all its prompts."""
 
     generator: torch.Generator
     drawn: Iterator[bool] = field(
         default_factory=lambda: repeat(True), compare=False
     )  # whether the next one is
 
+    known: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)  # pictures, their latents
+
     def encode(self, image: Tensor) -> Tensor:
+        for before, z in self.known:
+            if torch.equal(before, image):
+                return z
+        self.known.append((image, self._encoded(image)))
+        return self.known[-1][1]
+
+    def _encoded(self, image: Tensor) -> Tensor:
         mean, logvar = self.vae.encode(image.to(self.vae.dtype))
         z = mean
         if next(self.drawn):
@@ -36,11 +46,17 @@ class DrawnLatents(Latents):
 
 
 def draws_of(generators: list[torch.Generator], latents: Tensor | None, rows: int) -> Draws:
-    """Noise for `rows` pictures, whose seeds are their numbers: `latents`, if given, are where they start."""
+    """Noise for `rows` pictures, whose seeds are their numbers: `latents`, if given, are where they start.
+
+    What is returned raises UsageError for latents of another shape.
+    """
     drawn: dict[int, Tensor] = {} if latents is None else {INITIAL: latents.float().cpu()}
     order: list[int] = list(drawn)
 
     def draws(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+        if latents is not None and latents.shape != (rows, *shape):
+            raise UsageError(f"latents is {list(latents.shape)}; these pictures start from {[rows, *shape]}")
+
         def noise(step: int) -> Tensor:
             while step not in drawn:  # first the start, then step by step
                 upcoming = INITIAL if not order else order[-1] + 1
