@@ -96,7 +96,7 @@ out = "{out}"
 optim = {{steps = 3, batch = 4, lr = 2e-3, warmup = 1, posthoc = [0.1]}}
 run = {{precision = "float32", checkpoint = 2, pictures = 2, validate_every = 2, device = "cpu"}}
 dataset = {{resolution = 16, held_out = 0.2}}
-model = {{steps = 2, half = false, condition = "class", weight = "simple"}}
+model = {{steps = 2, half = false, condition = "class", weight = "simple", uncertainty = true}}
 
 [net]
 block_out_channels = [8, 16]

@@ -279,7 +279,9 @@ class DenoisingStage:
         sides = {"high noise": error[high].detach(), "low noise": error[~high].detach()}
         weighed = error
         if self.levels is not None:  # the net and the weight are moved in turns, which comes to the same
-            weighed = error / self.levels.log_variance(sigma).detach().exp()
+            with torch.no_grad():  # of a loss of nothing, u is left; called whole, for it may be kept in parts
+                u = self.levels(torch.zeros_like(error), sigma)
+            weighed = error / u.exp()
         loss, parts = weighed.mean(), {k: v.mean() for k, v in sides.items() if len(v)}
         if batch.prior is not None:
             prior = self.errors(batch.prior).mean()
