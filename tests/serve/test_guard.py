@@ -118,12 +118,12 @@ def test_headers_and_request_ids(shared):
     assert forged != "a b"
 
 
-def test_a_mistake_of_ours_is_told_under_its_requests_id(shared, monkeypatch, caplog):
+def test_a_mistake_of_ours_is_told_under_its_requests_id(start, monkeypatch, caplog):
     def broken(data):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr("mezzotint.serve.native.read_recipe", broken)
-    answer = shared.client.post("/api/read", content=b"x", headers={"x-request-id": "mine-2"})
+    answer = start().client.post("/api/read", content=b"x", headers={"x-request-id": "mine-2"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine-2")
     assert "out of luck" not in answer.text
     (record,) = (record for record in caplog.records if record.levelname == "ERROR")
@@ -139,11 +139,13 @@ def test_a_text_of_any_name_is_bounded(shared):
     assert "prompt has 40000 characters" in answer.json()["error"]["message"]
 
 
-def test_a_folder_has_one_service(shared, tmp_path, capsys):
+def test_a_folder_has_one_service(shared, model, tmp_path, capsys):
     other = Store(shared.service.settings.data)  # as `mezzotint keys` opens it
     with pytest.raises(MezzotintError, match="another service"):
         other.claim()
     other.close()
+    assert run(["serve", "-m", str(model), "--data", str(shared.service.settings.data)]) == 1
+    assert "another service" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert run(["keys", "list", "--data", str(tmp_path / "file")]) == 1
     assert "cannot be used" in capsys.readouterr().err

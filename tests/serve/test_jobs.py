@@ -272,6 +272,19 @@ def test_removed_jobs_are_gone(shared):
     assert picture["url"] not in {one["url"] for one in shared.client.get("/api/pictures").json()}
 
 
+def test_a_picture_that_was_given_goes_with_the_last_job_that_has_it(shared):
+    image = base64.b64encode(file_of(Image.new("RGB", (16, 16), "teal"))).decode()
+    first, second = (shared.post(task="img2img", image=image, seed=seed).json()["id"] for seed in (1, 2))
+    sha256 = shared.wait(first)["request"]["image"]["sha256"]
+    shared.wait(second)
+    kept = shared.service.settings.data / "uploads" / sha256
+    shared.client.delete(f"/api/jobs/{first}")
+    assert kept.exists()
+    assert shared.client.get(f"/api/jobs/{second}/inputs/image").status_code == 200
+    shared.client.delete(f"/api/jobs/{second}")
+    assert not kept.exists()
+
+
 def test_stopped_in_good_order_it_goes_on_where_it_was(start):
     first = start(running=2, drain=0.0)
     jobs = [first.post(num_inference_steps=40, num_images=2, seed=i).json()["id"] for i in range(3)]

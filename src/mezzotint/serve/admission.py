@@ -39,25 +39,15 @@ def settled(request: Request, pipeline: Pipeline, limits: Limits) -> Settled:
     return found
 
 
-def kept(request: Settled, store: Store) -> dict[str, Any]:
-    """The request as it is kept, its pictures as files of their own."""
-    for _, value in request:
-        if isinstance(value, Input):
-            store.keep_upload(value.sha256, value.data)
-    return request.model_dump(mode="json")
+def uploads(request: Settled) -> dict[str, bytes]:
+    """The pictures that a request was given, by the hash of their bytes: kept as files of their own."""
+    return {value.sha256: value.data for _, value in request if isinstance(value, Input)}
 
 
 def reread(job: Job, store: Store) -> Settled:
     """The request of a job, its pictures beside it."""
-    fields = {
-        name: store.upload(value["sha256"]).read_bytes() if _is_picture(value) else value
-        for name, value in job.request.items()
-    }
-    return Settled.parse(fields, files=False)
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, dict) and "sha256" in value
+    given = {name: store.upload(sha256).read_bytes() for name, sha256 in job.given.items()}
+    return Settled.parse(job.request | given, files=False)
 
 
 def _check_picture(name: str, given: Input, limits: Limits) -> None:

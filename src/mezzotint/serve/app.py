@@ -38,11 +38,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await run_in_threadpool(service.start)
-        except MezzotintError as error:
-            app.state.failure = error  # for `run` to tell
-            raise
+        await run_in_threadpool(service.start)
         yield
         await run_in_threadpool(service.stop)
 
@@ -137,17 +133,13 @@ def run(settings: Settings, painter: Painter = here) -> None:
             f"--host {settings.host} lets other machines in, and there is no key yet: make one with "
             "`mezzotint keys add NAME`, or serve on 127.0.0.1"
         )
+    service.prepare()
     log_as_json()
-    app = create_app(service)
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False,
+        create_app(service), host=settings.host, port=settings.port, log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=int(settings.drain) + 1, timeout_keep_alive=30,
     )  # fmt: skip
-    server = Server(config, service)
-    server.run()
-    if not server.started:
-        why = getattr(app.state, "failure", "the log above says why")
-        raise MezzotintError(f"the service did not start: {why}")
+    Server(config, service).run()
 
 
 class _Lines(logging.Formatter):

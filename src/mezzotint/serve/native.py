@@ -199,7 +199,7 @@ def cancel(job: ID, service: Serving, caller: Asking) -> JobOut:
 
 @router.delete("/jobs/{job}", status_code=204, response_class=Response)
 def remove(job: ID, request: Request, service: Serving, caller: Asking) -> None:
-    """Forget a job that has ended, and its pictures."""
+    """Forget a job that has ended, its pictures, and those it was given."""
     found = own(service, caller, job)
     if found.state not in ENDED:
         raise Refused(400, f"job {job} has not ended; cancel it first", code="not_ended")
@@ -252,11 +252,11 @@ def picture(
 @router.get("/jobs/{job}/inputs/{field}", response_class=FileResponse)
 def given_picture(job: ID, field: str, service: Serving, caller: Asking) -> FileResponse:
     """A picture that the job was given, as it came: what `image` was, say."""
-    given = own(service, caller, job).request.get(field)
-    if not isinstance(given, dict) or "sha256" not in given:
+    sha256 = own(service, caller, job).given.get(field)
+    if sha256 is None:
         raise Refused(404, f"job {job} was given no picture '{field}'", code="not_found")
     return FileResponse(
-        service.store.upload(given["sha256"]), media_type="application/octet-stream",
+        service.store.upload(sha256), media_type="application/octet-stream",
         headers={"cache-control": "private, max-age=31536000, immutable"},
     )  # fmt: skip
 

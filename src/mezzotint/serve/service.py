@@ -27,7 +27,7 @@ from ..formats.credentials import Signing
 from ..formats.image import encode_image, encode_plain
 from ..pipeline import Event, Picture, Pipeline, Progress
 from ..request import Request, Settled
-from .admission import kept, read, reread, settled
+from .admission import read, reread, settled, uploads
 from .audit import Audit
 from .keys import Caller, Keys, TooMany
 from .lane import Lane
@@ -93,14 +93,15 @@ class Service:
 
     # From start to stop
 
-    def start(self) -> None:
-        """Take up what an earlier process left, then draw.
-
-        Raises MezzotintError if the first model cannot load, or if another service has this one's folder.
-        """
+    def prepare(self) -> None:
+        """Raises MezzotintError if the first model cannot load, or if another service has this one's folder."""
         self.store.claim()
         with self.models.use(self.models.names[0]):
             pass
+
+    def start(self) -> None:
+        """Take up what an earlier process left, then draw. Raises as `prepare` does."""
+        self.prepare()
         for job in self.store.unfinished():
             self._resume(job)
         for thread in self._threads:
@@ -184,7 +185,7 @@ class Service:
         now = time.time()
         seconds = min(deadline or limits.deadline, limits.deadline)
         job = Job(
-            secrets.token_hex(12), caller.name, api, name, kept(asked, self.store), "queued",
+            secrets.token_hex(12), caller.name, api, name, asked.model_dump(mode="json"), "queued",
             now, None, None, now + seconds, 0, None,
         )  # fmt: skip
         with self._lock:
@@ -193,7 +194,7 @@ class Service:
                 self.metrics.refused.inc()
                 raise TooMany(f"{waiting} jobs are waiting already; come back later", self.wait_estimate)
             self.keys.check_quota(caller, job.count)  # again: others of this caller's may have come meanwhile
-            self.store.add(job)
+            self.store.add(job, uploads(asked))
             self._enqueue(job, set(range(job.count)))
         self.audit.write(
             who=caller.name,

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,15 @@ class Job:
     def count(self) -> int:
         return int(self.request["num_images"])
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The pictures that it was given: field -> hash of the file's bytes."""
+        return {
+            name: value["sha256"]
+            for name, value in self.request.items()
+            if isinstance(value, dict) and "sha256" in value
+        }
+
 
 @dataclass(frozen=True)
 class Made:
@@ -102,6 +111,8 @@ class Store:
 
     def claim(self) -> None:
         """Be the one service of this folder, until `close`. Raises MezzotintError if there is another."""
+        if self._claim is not None:
+            return
         held = sqlite3.connect(
             self.folder / "service.lock", check_same_thread=False, isolation_level=None, timeout=0
         )
@@ -137,8 +148,12 @@ class Store:
 
     # Jobs
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, uploads: Mapping[str, bytes]) -> None:
+        """A job, and the pictures that it was given, by the hash of their bytes: a row always has its files."""
         with self._writing() as db:
+            for sha256, data in uploads.items():
+                if not self.upload(sha256).exists():
+                    write_file(self.upload(sha256), data, replace=True)
             db.execute(
                 "INSERT INTO jobs (id, owner, api, model, request, state, created, deadline)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -205,12 +220,21 @@ class Store:
             return done.rowcount == 1
 
     def remove(self, job: str) -> None:
-        """Rows first: a file without a row is nobody's, a row without a file would be a broken promise."""
-        files = [self.path(job, made.number) for made in self.made(job)]
-        with self._writing() as db:
-            db.execute("DELETE FROM jobs WHERE id = ?", (job,))
-        for file in files:
-            file.unlink(missing_ok=True)
+        """With its pictures, and those it was given that no other job has.
+
+        Rows first: a file without a row is nobody's, a row without a file would be a broken promise.
+        """
+        with self._lock:  # nobody is given one of these meanwhile
+            if (found := self.job(job)) is None:
+                return
+            files = [self.path(job, made.number) for made in self.made(job)]
+            with self._writing() as db:
+                db.execute("DELETE FROM jobs WHERE id = ?", (job,))
+            for sha256 in {*found.given.values()}:
+                if not self._all("SELECT 1 FROM jobs WHERE instr(request, ?) LIMIT 1", sha256):
+                    files.append(self.upload(sha256))
+            for file in files:
+                file.unlink(missing_ok=True)
 
     # Pictures
 
@@ -228,10 +252,6 @@ class Store:
     def upload(self, sha256: str) -> Path:
         """A picture that a job was given, by the hash of its bytes."""
         return self.folder / "uploads" / sha256
-
-    def keep_upload(self, sha256: str, data: bytes) -> None:
-        if not self.upload(sha256).exists():
-            write_file(self.upload(sha256), data, replace=True)
 
     def made(self, job: str) -> list[Made]:
         rows = self._all("SELECT * FROM pictures WHERE job = ? ORDER BY number", job)
