@@ -7,9 +7,10 @@ import torch
 from mezzotint import Pipeline, Request
 from mezzotint.cli import run
 from mezzotint.errors import UsageError
+from mezzotint.formats.embedding import Embedding, write_embedding
 from mezzotint.heat import Looked, heat_maps, spelled
 from mezzotint.nets.blocks import Place, attend
-from tiny import write_tiny
+from tiny import WIDTH, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,17 @@ def test_each_word_has_its_map_and_the_picture_is_the_same(pipe):
     assert not np.array_equal(maps["red"], maps["apple"])
     with pytest.raises(UsageError, match="plain prompt"):
         heat_maps(pipe, Request(prompt="a red apple " * 9))
+
+
+def test_a_word_that_was_learnt_has_its_map_too(pipe, tmp_path):
+    path = tmp_path / "zorple.safetensors"
+    write_embedding(path, Embedding("zorple", {"": torch.randn(2, WIDTH)}))
+    picture, maps = heat_maps(
+        pipe, Request.parse({"prompt": "a zorple apple", "embeddings": [str(path)], "seed": 3})
+    )
+    assert list(maps) == ["a", "zorple", "apple"]
+    [plain] = pipe("a zorple apple", embeddings=[str(path)], seed=3)
+    assert np.array_equal(picture.image, plain)
 
 
 def test_a_word_that_is_looked_at_in_one_corner_is_bright_there():

@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .diffusion.types import Net
 from .errors import UsageError
 from .formats.image import to_image, to_tensor
 from .nets.blocks import Attentive, Place, attend
 from .pipeline import Picture, Pipeline
 from .prompt import conjuncts
 from .request import Request
-from .text import TextEncoder
+from .text import TextEncoder, pieces, places
 
 DIM = 0.12  # how much is left of what a word was not looked up for
 
@@ -32,19 +34,27 @@ def heat_maps(pipeline: Pipeline, request: Request) -> tuple[Picture, dict[str, 
     Raises UsageError for a model that looks at no words, and for a prompt that is not plain or too long.
     """
     settled = pipeline.settle(request.model_copy(update={"num_images": 1}))
-    words = spelled(pipeline, settled.prompt)
+    words = spelled(pipeline.wearing(settled), settled.prompt)
     if not words or not isinstance(pipeline.denoiser.net, Attentive):
         raise UsageError(
             "heat maps need a model that looks at words, and a plain prompt that fits its text encoder once"
         )
     looked = Looked(pipeline.shape(settled)[1:])
-    net = partial(pipeline.denoiser.net, control=looked)
-    watched = replace(pipeline, denoiser=replace(pipeline.denoiser, net=net))
-    *_, picture = watched.generate(settled)
+    *_, picture = watched(pipeline, looked).generate(settled)
     assert isinstance(picture, Picture)
     maps = looked.taken()
     assert maps is not None
     return picture, {word: lit(picture.image, maps[..., list(at)].sum(-1)) for word, at in words.items()}
+
+
+def watched(pipeline: Pipeline, looked: Looked) -> Pipeline:
+    """`pipeline`, whose net shows its attention to `looked`, whatever it wears."""
+
+    def seen(net: Any) -> Net:
+        return partial(net, control=looked)
+
+    denoiser = replace(pipeline.denoiser, net=seen(pipeline.denoiser.net))
+    return replace(pipeline, denoiser=denoiser, share=lambda net: seen(pipeline.share(net)))
 
 
 def spelled(pipeline: Pipeline, prompt: str) -> dict[str, tuple[int, ...]]:
@@ -52,10 +62,11 @@ def spelled(pipeline: Pipeline, prompt: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(pipeline.encoder, TextEncoder) or len(conjuncts(prompt)) > 1:
         return {}
     tokenizer, chunks = pipeline.encoder.tokenizer, pipeline.encoder.chunks(prompt)
+    learnt = places({word: len(vectors[0]) for word, vectors in pipeline.encoder.learnt.items()}, 0)
     found: dict[str, tuple[int, ...]] = {}
     at = 1  # behind the begin
     for word in prompt.split():
-        count = len(tokenizer.tokens(word))
+        count = sum(map(len, pieces(tokenizer, word, learnt)))
         found[word] = (*found.get(word, ()), *range(at, at + count))
         at += count
     return found if len(chunks) == 1 and at == 1 + len(chunks[0]) else {}
@@ -82,9 +93,9 @@ class Looked:
         return attend(q, k, v, heads, mask)
 
     def taken(self) -> Tensor | None:
-        """[H, W, L], a mean since it was last taken."""
+        """[H, W, L], a mean since it was last taken: float32, on the processor, where pictures are."""
         maps, self._maps = self._maps, []
-        return torch.stack(maps).mean(0).permute(1, 2, 0) if maps else None
+        return torch.stack(maps).float().mean(0).permute(1, 2, 0).cpu() if maps else None
 
 
 def lit(image: Image.Image, share: Tensor) -> Image.Image:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -18,10 +16,10 @@ from PIL import Image
 from ..diffusion.process import Process
 from ..film import forward_film
 from ..formats.image import flatten
-from ..heat import Looked, lit, spelled
+from ..heat import Looked, lit, spelled, watched
+from ..nets.blocks import Attentive
 from ..pipeline import Pipeline, Progress
 from ..request import Settled
-from ..text import TextEncoder
 from .http import base64_of
 
 SIDE = 256  # pixels at most of a moment
@@ -41,12 +39,10 @@ def forward(image: Image.Image, process: Process, *, frames: int) -> dict[str, A
 def reverse(pipeline: Pipeline, request: Settled) -> Iterator[dict[str, Any]]:
     """The moments of one picture: {"sigma", "state", "belief", "attention": one picture for each of `spelled`}."""
     looked = Looked(pipeline.shape(request)[1:])
-    net: Any = pipeline.denoiser.net
-    if isinstance(pipeline.encoder, TextEncoder):  # a U-Net that looks at words, and lets itself be watched
-        net = partial(net, control=looked)
-    watched = replace(pipeline, denoiser=replace(pipeline.denoiser, net=net))
-    words = spelled(pipeline, request.prompt)
-    for event in watched.generate(request.model_copy(update={"num_images": 1})):
+    words = spelled(pipeline.wearing(request), request.prompt)
+    if isinstance(pipeline.denoiser.net, Attentive):
+        pipeline = watched(pipeline, looked)
+    for event in pipeline.generate(request.model_copy(update={"num_images": 1})):
         if not isinstance(event, Progress):
             continue
         belief, maps = event.look()[0], looked.taken()
