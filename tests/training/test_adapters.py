@@ -94,6 +94,8 @@ def test_prior_pictures_are_drawn_once_and_trained_on(places, tmp_path):  # noqa
 def test_refusals(places, tmp_path):  # noqa: F811
     with pytest.raises(UsageError, match=r"unknown layer in lora\.unet 'to_kk'; did you mean 'to_k'"):
         LoraStage(lora(places, tmp_path, lora={"unet": ["to_kk"]}), CPU)
+    with pytest.raises(UsageError, match="name no layer"):
+        LoraStage(lora(places, tmp_path, lora={"unet": []}), CPU)
     with pytest.raises(UsageError, match=r"needs model\.start"):
         LoraStage(config(tmp_path, places / "captions", {"condition": "none"}, net=NET), CPU)
 

@@ -100,6 +100,10 @@ class LoraStage(DenoisingStage):
             net.requires_grad_(False)
         ends = {name: settings.unet if name == "unet" else settings.text_encoder for name in nets}
         self.adapters = Adapters(nets, ends, settings.rank, settings.alpha, self.config.seed)
+        if not self.adapters.names:
+            raise UsageError(
+                "lora.unet and lora.text_encoder name no layer; give the ends of some, to_q for instance"
+            )
         return {"lora": self.adapters}
 
     @property

@@ -279,8 +279,8 @@ class DenoisingStage:
         sides = {"high noise": error[high].detach(), "low noise": error[~high].detach()}
         weighed = error
         if self.levels is not None:  # the net and the weight are moved in turns, which comes to the same
-            with torch.no_grad():  # of a loss of nothing, u is left; called whole, for it may be kept in parts
-                u = self.levels(torch.zeros_like(error), sigma)
+            with torch.no_grad():  # called as a whole, for it may be kept in parts
+                u = self.levels(torch.zeros_like(error), sigma)  # 0 / exp(u) + u
             weighed = error / u.exp()
         loss, parts = weighed.mean(), {k: v.mean() for k, v in sides.items() if len(v)}
         if batch.prior is not None:

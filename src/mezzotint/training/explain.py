@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Latents
+from ..data.remote import shown
 from ..data.sources import described
 from ..data.views import Bucket
 from ..memory import free
@@ -202,7 +203,7 @@ def _data(config: TrainConfig, copy: TrainConfig, stage: Stage) -> Data | None:
         return None
     own = pictures.records[: pictures.own]
     return Data(
-        str(config.data),
+        shown(config.data),
         described(config.data, config.dataset.layout, access(copy)),
         len(pictures.split.train),
         len(pictures.split.held_out),

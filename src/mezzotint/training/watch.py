@@ -159,7 +159,6 @@ class Session:
 
     def _watched(self) -> Iterator[Progress]:
         config, trainer, stage = self.config, self.trainer, self.stage
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "config.json", config.model_dump(mode="json"), replace=True)
         recent: deque[float] = deque(maxlen=100)
         memory = remembered(read_history(config.out).looks, trainer.step)
