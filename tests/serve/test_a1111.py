@@ -154,6 +154,7 @@ def test_progress_and_interrupt(api):
             {"override_settings": {"CLIP_stop_at_last_layers": 9}},
             "clip_skip (--clip-skip) is 9; the text encoder",
         ),
+        ({"mask": "iVBO"}, "mask: txt2img works on no picture"),
         ({"override_settings": ["eta"]}, "override_settings: an object"),
         ({"override_settings": {"eta_noise_seed_delta": 2}}, "'eta_noise_seed_delta' cannot be set here"),
         ({"override_settings": {"sd_model_checkpoint": "/etc/passwd"}}, "unknown model"),

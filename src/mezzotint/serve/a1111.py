@@ -57,6 +57,9 @@ MASKS = {"mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill", "inpaint_
 async def txt2img(request: Request, service: Serving, caller: Asking) -> dict[str, Any]:
     """Pictures from words."""
     given = await fields_of(request)
+    for name in ("init_images", "mask"):
+        if given.get(name):
+            raise Refused(400, f"{name}: txt2img works on no picture; img2img does", param=name)
     fields = _common(given)
     for name in ("denoising_strength",):  # of the second pass, which is refused
         given.pop(name, None)

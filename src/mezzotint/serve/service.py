@@ -77,7 +77,7 @@ class Service:
         )  # fmt: skip
         self.signing = Signing.read(settings.sign) if settings.sign else None
         self.shelf = Shelf(settings.extras)
-        self.draining = False
+        self.draining, self._until = False, 0.0
         self._stopping = False
         self._lock = threading.RLock()
         self._live: dict[str, Live] = {}
@@ -125,14 +125,14 @@ class Service:
             self._enqueue(job, left)
 
     def drain(self) -> None:
-        """Accept nothing more; what waits, waits for the next start."""
-        self.draining = True
+        """Accept nothing more; what waits, waits for the next start. What runs has from now as long as settings say."""
+        if not self.draining:
+            self._until, self.draining = time.monotonic() + self.settings.drain, True
 
     def stop(self) -> None:
-        """Finish what runs, for as long as the settings say, then put the rest back and end."""
+        """Finish what runs, for as long as the settings say since `drain`, then put the rest back and end."""
         self.drain()
-        until = time.monotonic() + self.settings.drain
-        while time.monotonic() < until and self.running:
+        while time.monotonic() < self._until and self.running:
             time.sleep(0.02)
         self._stopping = True
         self.queue.wake()
