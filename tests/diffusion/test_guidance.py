@@ -224,6 +224,9 @@ def test_a_text_that_is_shorter_is_filled_up_and_hidden():
     assert seen[0].text.sum((1, 2)).tolist() == [6, 15, 6, 15]
     cfg(spy, 2.0, Cond(text=torch.ones(1, 5, 3)))(torch.zeros(2, 1), torch.ones(2), cond)
     assert seen[1].mask is None
+    hidden = cond._replace(mask=torch.tensor([[True] * 3 + [False] * 2] * 2))
+    cfg(spy, 2.0, Cond(text=torch.ones(1, 5, 3)))(torch.zeros(2, 1), torch.ones(2), hidden)
+    assert seen[2].mask.sum(1).tolist() == [5, 3, 5, 3]  # what one text hides, the other does not
 
 
 def test_stages_are_chosen_by_the_noise_level():

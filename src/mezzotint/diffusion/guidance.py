@@ -180,7 +180,8 @@ def _in_place(text: Cond, cond: Cond) -> Cond:
 def _beside(several: Sequence[Cond], rows: int) -> Cond:
     """[N B, ...] in every field: for each image a row of each in turn, the first of what guidance goes away from."""
     lengths = {cond.text.shape[1] for cond in several if cond.text is not None}
-    if len(lengths) > 1 and all(cond.text is not None for cond in several):
+    unlike = len(lengths) > 1 or len({cond.mask is None for cond in several}) > 1  # a mask is of its own text
+    if unlike and all(cond.text is not None for cond in several):
         several = [_filled(cond, max(lengths)) for cond in several]
     if len({(cond.keys is None, cond.told is None) for cond in several}) > 1:  # made of one, not of another
         several = [cond._replace(keys=None, told=None) for cond in several]
