@@ -89,6 +89,17 @@ def test_a_run_that_does_not_fit_is_said_with_what_to_change(pipeline, monkeypat
         assert fitting(pipeline, pipeline.settle(Request(prompt="a")), 3) is pipeline
 
 
+def test_one_picture_needs_room_for_one(pipeline, monkeypatch):
+    settled = pipeline.settle(Request(prompt="a", seed=1))
+    monkeypatch.setattr(memory, "DRAWING", 10_000)
+    there = need(pipeline, settled, 1).total
+    assert need(pipeline, settled, 2).total > there
+    monkeypatch.setattr(memory, "free", lambda device: there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(pipeline.generate(settled))
+
+
 def test_decodes_in_tiles_where_only_decoding_does_not_fit(pipeline, monkeypatch):
     side = 2 * TILE * pipeline.codec.factor
     settled = Pipeline.settle(pipeline, Request(prompt="a", seed=1)).model_copy(

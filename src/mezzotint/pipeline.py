@@ -351,11 +351,9 @@ class Pipeline:
         settled = self.settle(request)
         at_a_time = together or self._together(settled)
         for first in range(0, settled.num_images, at_a_time):
-            part = {
-                "seed": settled.seed + first,
-                "num_images": min(at_a_time, settled.num_images - first),
-            }
-            yield from fitting(self, settled, at_a_time)._draw(settled.model_copy(update=part), first)
+            count = min(at_a_time, settled.num_images - first)
+            part = settled.model_copy(update={"seed": settled.seed + first, "num_images": count})
+            yield from fitting(self, settled, count)._draw(part, first)
 
     def _together(self, request: Settled) -> int:
         _, height, width = self.shape(request)
