@@ -324,7 +324,7 @@ async def reverse_process(request: Request, service: Serving, caller: Asking) ->
     def made() -> dict[str, Any]:
         with service.explaining(caller, asked) as (pipeline, settled):
             return {
-                "words": list(spelled(pipeline, settled.prompt)),
+                "words": list(spelled(pipeline.wearing(settled), settled.prompt)),
                 "frames": list(reverse(pipeline, settled)),
             }
 
