@@ -279,6 +279,15 @@ def test_transformers_of_everything(places, tmp_path, condition, latent):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_transformer_that_is_told_nothing_goes_on(places, tmp_path):
+    for name, model in (
+        ("first", {"condition": "none"}),
+        ("on", {"start": str(tmp_path / "first" / "model")}),
+    ):
+        net = {} if "start" in model else DIT
+        trained(config(tmp_path / name, places / "captions", model, net=net, optim={"steps": 1}))
+
+
 def test_a_transformer_goes_on_and_resumes(places, tmp_path):
     for name, stop in (("whole", None), ("stopped", 3)):
         settings = config(tmp_path / name, places / "classes", {"condition": "class"}, net=DIT)

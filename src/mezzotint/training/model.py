@@ -158,7 +158,8 @@ def condition_of(config: TrainConfig) -> str:
     if not is_native(folder):
         return "text"
     unet, _ = backbone(folder)
-    return "text" if unet.takes_text else "class" if unet.num_class_embeds else "none"
+    told_classes = (unet.num_class_embeds or 1) > 1  # a transformer without classes still has an "any"
+    return "text" if unet.takes_text else "class" if told_classes else "none"
 
 
 def _opened(config: TrainConfig, device: torch.device) -> Trained:
