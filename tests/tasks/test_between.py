@@ -43,6 +43,13 @@ def test_between_classes_lies_nothing(pipe):
         drawn(told, task="interpolate", prompt="cat", prompt_to="dog")
 
 
+def test_from_seed_to_seed_any_prompt_will_do(pipe):
+    asked = ASKED | {"prompt": "a red apple AND [cats:apple:0.5]", "task": "interpolate", "seed_to": 9}
+    [alone] = drawn(pipe, **asked)
+    [told_twice] = drawn(pipe, **asked, prompt_to=asked["prompt"])  # as the command line does
+    assert apart(alone, told_twice) == 0
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
 def test_vary_goes_from_the_picture_to_another_seed_s(pipe, tmp_path, sampler):
     from mezzotint.formats.image import save_image

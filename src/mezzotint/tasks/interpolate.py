@@ -29,12 +29,11 @@ def interpolate(pipeline: Pipeline, request: Settled) -> Problem:
     if request.seed_to is not None:
         far = fresh_noise(pipeline, request.model_copy(update={"seed": request.seed_to}))
         noise = noise_between(noise, far, share)
-    if request.prompt_to is not None:
+    if request.prompt_to not in (None, request.prompt):
         single(request, request.prompt, request.prompt_to)
         if cond.label is not None:
             raise UsageError(
-                f"'{pipeline.name}' is told classes, between which nothing lies; leave prompt_to (--to) out, and go "
-                "from seed to seed"
+                f"'{pipeline.name}' is told classes, between which nothing lies; go from seed to seed (--seed-to)"
             )
         cond = _between(cond, told(pipeline, request.model_copy(update={"prompt": request.prompt_to})), share)
     return Problem(
