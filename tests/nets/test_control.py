@@ -39,6 +39,7 @@ def test_aligned_has_the_other_s_mean_and_spread():
     y = aligned(x, other)
     assert torch.allclose(y.mean(1), other.mean(1), atol=1e-4)
     assert torch.allclose(y.std(1), other.std(1), atol=1e-3)
+    assert torch.allclose(aligned(x[:, :1], other[:, :1]), other[:, :1])  # of one token there is no spread
 
 
 def test_words_that_stay_and_words_that_are_replaced_have_counterparts():

@@ -55,8 +55,9 @@ def styled(style: float, content: float = 0.0) -> Control:
 
 def aligned(x: Tensor, other: Tensor) -> Tensor:
     """x [B, N, C] with the mean and the spread over tokens that `other` has in each channel."""
-    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
-    return (x - mean) / spread * (other.std(1, keepdim=True) + 1e-5) + other.mean(1, keepdim=True)
+    free = min(x.shape[1] - 1, 1)  # a single token has no spread
+    spread, wanted = (each.std(1, correction=free, keepdim=True) + 1e-5 for each in (x, other))
+    return (x - x.mean(1, keepdim=True)) / spread * wanted + other.mean(1, keepdim=True)
 
 
 def lent(
