@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,7 +156,8 @@ class Graphed:
                     _in_eight_bits(made)
                 openvino.save_model(made, part / "unet.xml", compress_to_fp16=self.precision != "float32")
             _forget_oldest(folder.parent)
-        os.utime(folder)
+        with suppress(OSError):  # others' folder, which may only be read
+            os.utime(folder)
         return graph
 
     @cached_property
