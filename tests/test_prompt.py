@@ -121,6 +121,7 @@ def test_what_several_say_at_all_steps():
         ("a cat", ["a cat"] * 10),
         ("a [cat:dog:3]", ["a cat"] * 3 + ["a dog"] * 7),
         ("a [cat:dog:0.5]", ["a cat"] * 5 + ["a dog"] * 5),
+        ("[cat:dog:1e999]", ["cat"] * 10),
         ("a [dog:.25]", ["a "] * 2 + ["a dog"] * 8),
         ("a [cat::0.75]", ["a cat"] * 7 + ["a "] * 3),
         ("[a: b : 4 ]", ["a"] * 4 + [" b "] * 6),

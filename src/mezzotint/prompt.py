@@ -123,7 +123,7 @@ class Switch:
 
     def at(self, step: int, steps: int) -> str:
         last = float(self.when) * (steps if "." in self.when else 1)
-        return (self.before if step <= int(last) else self.after).at(step, steps)
+        return (self.before if step <= last else self.after).at(step, steps)
 
     def __str__(self) -> str:
         return f"[{self.before}:{self.after}:{self.when}]"
