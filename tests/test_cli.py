@@ -92,6 +92,7 @@ def test_every_flag_of_a_request_arrives(call, here):
         "grid": ("--grid", "karras"),
         "eta": ("--eta", "0.5"),
         "aesthetic_score": ("--aesthetic", "7.0"),
+        "clip_skip": ("--clip-skip", "1"),
     }
     files = {"loras", "embeddings", "mark"}  # see test_wardrobe and test_origin
     assert given.keys() | files == {name for name in TASKS["text2img"].fields if flag(name)}
@@ -287,7 +288,7 @@ def test_a_full_disk(call, here, monkeypatch):
     def full(*given, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     status, out, err = call(*RED, "-o", "p")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "the disk is full" in err

@@ -230,7 +230,7 @@ def test_infotext_is_what_other_tools_write():
             'Lora hashes: "one: 1a, two: 2b", Clip skip: 2, Version: v1.10',
             {"prompt": "x", "negative_prompt": "", "num_inference_steps": 30, "sampler": "euler_ancestral",
              "guidance_scale": 7.5, "seed": 99, "width": 512, "height": 768, "model_hash": "abcdef0123",
-             "Lora hashes": "one: 1a, two: 2b", "clip_skip": 2, "version": "v1.10"},
+             "lora_hashes": "one: 1a, two: 2b", "clip_skip": 2, "version": "v1.10"},
         ),
         (
             "Steps: x, Sampler: Unheard Of, Seed: -1, Size: big",
