@@ -295,6 +295,7 @@ class Pipeline:
             (settled.prompt, "prompt"),
             (settled.negative_prompt, "negative prompt"),
             (settled.prompt_to or "", "prompt at the far end"),
+            (settled.source_prompt or "", "prompt of what is there"),
         ):
             if what != "prompt" and tags(prompt)[1]:
                 raise UsageError(

@@ -40,6 +40,18 @@ def test_every_special_field_belongs_to_a_task_and_every_row_to_a_file():
             "restyle takes prompts that stay the same over the steps",
         ),
         ({"task": "img2img", "image": Image.new("RGB", (8, 8)), "strength": 2}, "strength (--strength) is 2"),
+        *(
+            ({"task": "restore", "image": Image.new("RGB", (8, 8)), "damage": damage}, "needs a number")
+            for damage in ("smaller:1e999", "blur:nan")
+        ),
+        (
+            {"task": "rewrite", "image": Image.new("RGB", (8, 8)), "prompt": "cats", "reweight": "cats:nan"},
+            "write it as word:2",
+        ),
+        (
+            {"task": "rewrite", "image": Image.new("RGB", (8, 8)), "source_prompt": "<lora:x:1> cats"},
+            "the prompt of what is there has a LoRA tag",
+        ),
         ({"task": "vary", "image": Image.new("RGB", (8, 8))}, "carries no recipe"),
     ],
 )

@@ -42,6 +42,13 @@ def itself(value: T) -> T:
     return value
 
 
+def finite(text: str) -> float:
+    """The number that a text is; ValueError if it is none."""
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(text)
+
+
 class Problem(NamedTuple):
     """All that a sampler needs."""
 

@@ -23,7 +23,7 @@ from ..diffusion.types import Cond, Denoise
 from ..errors import UsageError, unknown
 from ..formats.image import flatten, resized, to_tensor
 from .canvas import canvas_of
-from .problem import Problem, fresh_noise, guided, levels, pure_noise, told
+from .problem import Problem, finite, fresh_noise, guided, levels, pure_noise, told
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -100,7 +100,7 @@ def _damaged(request: Settled) -> tuple[Tensor, Part]:
     if kind not in DAMAGES:
         raise unknown("damage", kind, ("grey", "mask", *(f"{name}:NUMBER" for name in DAMAGES)))
     try:
-        part = DAMAGES[kind](float(amount), size)
+        part = DAMAGES[kind](finite(amount), size)
     except ValueError as error:
         raise UsageError(f"damage {kind} needs a number, for instance {kind}:4; got '{amount}'") from error
     if kind == "smaller":  # whether it was given small or large

@@ -20,7 +20,7 @@ from ..nets.blocks import Control
 from ..nets.control import lent
 from ..text import TextEncoder
 from .beside import drowned, looking
-from .problem import Problem, fresh_noise, given_latents, guided, levels, noisy, prepared, told
+from .problem import Problem, finite, fresh_noise, given_latents, guided, levels, noisy, prepared, told
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -84,7 +84,7 @@ def _weights(pipeline: Pipeline, asked: str, ids: list[int]) -> list[float]:
     for part in asked.split(","):
         words, _, number = part.rpartition(":")
         try:
-            weight = float(number)
+            weight = finite(number)
         except ValueError as error:
             raise UsageError(f"reweight '{part.strip()}': write it as word:2") from error
         tokens = pipeline.encoder.tokenizer.tokens(words.strip())
