@@ -70,7 +70,9 @@ def gated(layer: Linear, x: Tensor) -> Tensor:
         return value * F.gelu(gate)
     of_value, of_gate = layer.weight.chunk(2)
     bias, shift = (None, None) if layer.bias is None else layer.bias.chunk(2)
-    product = torch.ops.mkldnn._linear_pointwise  # named by overload: a failed guess prints both tensors first
+    product = (
+        torch.ops.mkldnn._linear_pointwise
+    )  # named by overload: a failed guess prints both tensors first
     gate = product.default(x, of_gate, shift, "gelu", [], "none")
     return product.binary(x, gate, of_value, bias, "mul")
 
