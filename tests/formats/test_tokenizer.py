@@ -145,6 +145,10 @@ def test_cut_text_survives_normalisation(ours):
     assert ours.encode(text).cut_text == "cafe\u0301   \tend"
 
 
+def test_what_is_no_text_is_read_as_a_question_mark(ours):
+    assert ours.tokens("a \ud800 cat") == ours.tokens("a ? cat")
+
+
 def test_batch_is_the_encodings(ours):
     texts = ["a cat", "", "apple " * 20]
     tokens = ours.batch(texts)

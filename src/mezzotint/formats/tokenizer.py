@@ -152,6 +152,7 @@ class Tokenizer:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """The ids of `text` alone, however many: no begin, no end, no padding."""
+        text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text: "?"
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def batch(self, texts: Sequence[str]) -> Tokens:
