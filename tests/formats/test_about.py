@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mezzotint.cli import run
@@ -122,3 +123,13 @@ def test_a_folder_of_our_own(tmp_path, capsys):
     assert (facts["prediction"], facts["sampler"], facts["grid"]) == ("flow", "euler", "flow")
     assert facts["noise_schedule"].startswith("Flow, sigma ")
     assert run(["info", str(tmp_path / "own")]) == 0
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "photo.png")
+    film = [
+        "film",
+        str(tmp_path / "photo.png"),
+        "-m",
+        str(tmp_path / "own"),
+        "-o",
+        str(tmp_path / "noise.gif"),
+    ]
+    assert run([*film, "--frames", "3"]) == 0

@@ -54,12 +54,13 @@ def _forward(picture: Path, model: str, frames: int, seed: int) -> tuple[Any, di
     from ..catalog import find_model, model_name
     from ..film import forward_film
     from ..formats.image import flatten, open_image
+    from ..formats.native import is_native, read_plan
     from ..formats.opened import configs_at
 
     image = flatten(open_image(picture))
     image.thumbnail((LARGEST, LARGEST))
     folder = find_model(model)
-    process = configs_at(folder).plan.process
+    plan = read_plan(folder) if is_native(folder) else configs_at(folder).plan
     recipe = {
         "film": "forward",
         "picture": picture.name,
@@ -67,7 +68,7 @@ def _forward(picture: Path, model: str, frames: int, seed: int) -> tuple[Any, di
         "seed": seed,
         "frames": frames,
     }
-    return forward_film(image, process, frames=frames, seed=seed), recipe
+    return forward_film(image, plan.process, frames=frames, seed=seed), recipe
 
 
 def _reverse(

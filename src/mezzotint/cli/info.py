@@ -83,7 +83,7 @@ def _native(path: Path) -> dict[str, Any]:
     from ..catalog import read_defaults
     from ..codec import Pixels
     from ..formats.atomic import read_json
-    from ..formats.native import PLAN, backbone, native_tensors, plan_from_json
+    from ..formats.native import backbone, native_tensors, read_plan
     from ..nets import CLIPTextConfig, VAEConfig
 
     def config(name: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _native(path: Path) -> dict[str, Any]:
 
     tensors = native_tensors(path)
     vae = VAEConfig.from_dict(config("vae")) if "vae" in tensors else None
-    plan = plan_from_json(read_json(path / "scheduler" / PLAN), str(path / "scheduler" / PLAN))
+    plan = read_plan(path)
     defaults = read_defaults(path, backbone(path)[0], vae or Pixels(), plan)
     classes = read_json(path / "model_index.json").get("id2label", {})
     facts: dict[str, Any] = {"model": path.name, "kind": "a diffusion model of mezzotint's own"}

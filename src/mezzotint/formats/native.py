@@ -154,7 +154,7 @@ def read_native(folder: Path, *, device: torch.device | str = "cpu") -> NativeMo
     names = index.get("id2label", {})
     model = NativeModel(
         unet,
-        plan_from_json(read_json(folder / "scheduler" / PLAN), str(folder / "scheduler" / PLAN)),
+        read_plan(folder),
         net("vae", VAEConfig.from_dict, AutoencoderKL),
         text,
         tokenizer,
@@ -178,6 +178,12 @@ def backbone(folder: Path) -> tuple[BackboneConfig, Callable[[Any], Backbone]]:
             _, config, net = BACKBONES[name]
             return config.from_dict(raw), net
     raise MezzotintError(f"{folder}: the component 'unet' is missing; the checkpoint is incomplete")
+
+
+def read_plan(folder: Path) -> Plan:
+    """How a model of this layout adds noise and is sampled, without a look at its weights."""
+    path = folder / "scheduler" / PLAN
+    return plan_from_json(read_json(path), str(path))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

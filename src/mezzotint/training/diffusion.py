@@ -10,6 +10,7 @@ time, each is used `reuse` times under other noise, and then a new pool is made.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ class DiffusionStage:
         self.process = VariancePreserving()
         self.denoiser = Denoiser(self.net, self.process, self.settings.prediction)
         self.players: dict[str, nn.Module] = {"unet": self.net}
-        self._pool: tuple[int, Pool] | None = None
+        self._pools: dict[int, Pool] = {}  # two at most: workers meet at the border of two
+        self._pooling = threading.Lock()
 
     def _unet(self) -> UNet:
         """With random first weights, or those of an earlier model."""
@@ -132,16 +134,18 @@ class DiffusionStage:
 
     def pool(self, number: int) -> Pool:
         """Pool number n, from memory, from the run's cache, or made anew."""
-        if self._pool is None or self._pool[0] != number:
-            path = self.config.out / "cache" / f"pool-{number:04d}.safetensors"
-            if not path.exists():
-                pool = self._make_pool(number)
-                for old in path.parent.glob("pool-*.safetensors"):
-                    old.unlink()
-                write_tensors(path, {"latents": pool.latents, "ids": pool.ids})
-            tensors = read_tensors(path)
-            self._pool = (number, Pool(tensors["latents"], tensors["ids"]))
-        return self._pool[1]
+        with self._pooling:
+            if number not in self._pools:
+                path = self.config.out / "cache" / f"pool-{number:04d}.safetensors"
+                if not path.exists():
+                    pool = self._make_pool(number)
+                    for old in sorted(path.parent.glob("pool-*.safetensors"))[:-1]:
+                        old.unlink()
+                    write_tensors(path, {"latents": pool.latents, "ids": pool.ids})
+                tensors = read_tensors(path)
+                self._pools = {n: p for n, p in self._pools.items() if abs(n - number) == 1}
+                self._pools[number] = Pool(tensors["latents"], tensors["ids"])
+            return self._pools[number]
 
     def _make_pool(self, number: int, part: int = 16) -> Pool:
         latents, ids = [], []

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..errors import MezzotintError, UsageError
@@ -377,6 +378,16 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def _identity_of(stored: dict[str, Any]) -> dict[str, Any]:
-    """That of a checkpoint; keys that are younger than it have their defaults."""
+    """That of a checkpoint; keys that are younger than it have their defaults.
+
+    Raises MezzotintError for keys that are not known here.
+    """
     whole = stored | {"out": "", "optim": stored["optim"] | {"steps": 1}}
-    return _identity(TrainConfig.model_validate(whole))
+    try:
+        return _identity(TrainConfig.model_validate(whole))
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, wrong["loc"])) for wrong in error.errors())
+        raise MezzotintError(
+            f"the checkpoint was written by another version, with settings that are not known here ({keys}); go on "
+            "with that version, or choose another 'out'"
+        ) from error
