@@ -32,7 +32,7 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.server.started:
             assert time.monotonic() < until, "the server did not start"
             time.sleep(0.01)
@@ -48,7 +48,7 @@ class Running:
     def post(self, **fields):
         return self.client.post("/api/jobs", json={"prompt": "a red apple"} | fields)
 
-    def wait(self, job, *, until=("done", "failed", "blocked", "cancelled", "expired"), seconds=20):
+    def wait(self, job, *, until=("done", "failed", "blocked", "cancelled", "expired"), seconds=60):
         end = time.monotonic() + seconds
         while (found := self.client.get(f"/api/jobs/{job}").json())["state"] not in until:
             assert time.monotonic() < end, found

@@ -95,6 +95,7 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # none leaves while another still speaks to it
     finally:
         dist.destroy_process_group()
 
