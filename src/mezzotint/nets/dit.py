@@ -38,8 +38,31 @@ FIXED: Fixed = {
 UNUSED = frozenset({"norm_num_groups"})  # keys without a meaning for any of these nets
 
 
+class Patched:
+    """What the configurations of all transformers on patches say of themselves."""
+
+    num_attention_heads: int
+    attention_head_dim: int
+    patch_size: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a map must be multiples of."""
+        return self.patch_size
+
+    @property
+    def first_width(self) -> int:
+        """Channels per pixel of the map that it works on."""
+        return -(-self.width // self.patch_size**2)
+
+
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(Patched):
     """The keys of a diffusers `transformer/config.json` that shape the net.
 
     `attention_head_dim` is the channels of a head. `num_embeds_ada_norm` classes may be told, and one more stands for
@@ -71,11 +94,6 @@ class DiTConfig:
         return {"_class_name": CLASS_NAME} | serialise(self, fixed=FIXED)
 
     @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
     def takes_text(self) -> bool:
         return False
 
@@ -83,16 +101,6 @@ class DiTConfig:
     def num_class_embeds(self) -> int:
         """Classes and "any"."""
         return self.num_embeds_ada_norm + 1
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of a map must be multiples of."""
-        return self.patch_size
-
-    @property
-    def first_width(self) -> int:
-        """Channels per pixel of the map that it works on."""
-        return -(-self.width // self.patch_size**2)
 
 
 def positions(height: int, width: int, dim: int, base: float) -> Tensor:

@@ -19,7 +19,7 @@ from ..diffusion.types import Cond
 from ..errors import UsageError
 from .blocks import Attention, TimeEmbedding, sinusoid
 from .config import Fixed, check_divisible, parse, serialise
-from .dit import EPS, UNUSED, WAVES, FeedForward, PatchEmbed, check_map, modulated, to_picture
+from .dit import EPS, UNUSED, WAVES, FeedForward, Patched, PatchEmbed, check_map, modulated, to_picture
 from .dit import FIXED as DIT_FIXED
 from .layers import Linear
 
@@ -34,7 +34,7 @@ FIXED: Fixed = {
 
 
 @dataclass(frozen=True)
-class PixArtConfig:
+class PixArtConfig(Patched):
     """The keys of a diffusers `transformer/config.json` that shape the net; see `DiTConfig`.
 
     `caption_channels` is the width of the text's states, which two layers bring to `cross_attention_dim`, the width of
@@ -75,27 +75,12 @@ class PixArtConfig:
         return {"_class_name": CLASS_NAME} | serialise(self, fixed=FIXED)
 
     @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
     def takes_text(self) -> bool:
         return True
 
     @property
     def num_class_embeds(self) -> None:
         """It is told no class."""
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of a map must be multiples of."""
-        return self.patch_size
-
-    @property
-    def first_width(self) -> int:
-        """Channels per pixel of the map that it works on."""
-        return -(-self.width // self.patch_size**2)
 
 
 class TextProjection(nn.Module):
